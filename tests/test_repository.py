@@ -1,0 +1,93 @@
+"""What may not be in the repository: registries' hosts, large files, paths of one machine, a second lock."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Put together from pieces, so that this file does not hold what it looks for.
+HOSTS = [
+    ".".join(name)
+    for name in [
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("download", "pytorch", "org"),
+        ("pypi", "nvidia", "com"),
+        ("registry", "npmjs", "org"),
+        ("deb", "debian", "org"),
+        ("anaconda", "org"),
+    ]
+]
+MACHINE_PATHS = [
+    "/" + name for name in ("work/", "tmp/bash_jobs", "root/", "opt/wheels", "opt/pypi", "home/")
+]
+LARGEST = 2 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def files() -> list[Path]:
+    """Every file that git tracks here and that exists."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout, so there is no list of its files")
+    return [path for name in listing.stdout.split("\0") if name and (path := REPOSITORY / name).is_file()]
+
+
+def lines_with(files: list[Path], pattern: str) -> list[str]:
+    """'file:line: text' of each line that the pattern is found in."""
+    found = []
+    for path in files:
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if re.search(pattern, line):
+                found.append(f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()[:120]}")
+    return found
+
+
+def test_no_file_names_a_registry_host(files: list[Path]) -> None:
+    assert lines_with(files, "|".join(map(re.escape, HOSTS))) == []
+
+
+def test_no_file_holds_a_path_of_one_machine(files: list[Path]) -> None:
+    # Not inside a longer path or an address: data/work/ and example/home/ are nobody's machine.
+    assert lines_with(files, r"(?<![\w.~-])(" + "|".join(map(re.escape, MACHINE_PATHS)) + ")") == []
+
+
+def test_every_file_is_small(files: list[Path]) -> None:
+    assert [
+        f"{path.name}: {path.stat().st_size} bytes" for path in files if path.stat().st_size > LARGEST
+    ] == []
+
+
+def test_there_is_one_lock(files: list[Path]) -> None:
+    names = {path.relative_to(REPOSITORY).as_posix() for path in files}
+    assert "requirements.lock" in names
+    assert not {name for name in names if name.endswith(("uv.lock", "poetry.lock", "Pipfile.lock"))}
+
+
+def test_the_lock_pins_every_package_by_hash() -> None:
+    text = (REPOSITORY / "requirements.lock").read_text()
+    blocks = re.split(r"\n(?=[A-Za-z0-9])", text)
+    packages = [block for block in blocks if re.match(r"[A-Za-z0-9]", block)]
+    assert len(packages) > 20
+    assert [
+        block.split("\n")[0] for block in packages if "==" not in block or "--hash=sha256:" not in block
+    ] == []
+
+
+def test_the_lock_holds_the_declared_dependencies() -> None:
+    import tomllib
+
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wanted = list(declared["project"]["dependencies"]) + list(declared["dependency-groups"]["dev"])
+    for extra in declared["project"].get("optional-dependencies", {}).values():
+        wanted += extra
+    names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted}  # type: ignore[index]
+    pinned = set(re.findall(r"^([a-z0-9.-]+)==", (REPOSITORY / "requirements.lock").read_text(), flags=re.M))
+    assert names - pinned == set()
