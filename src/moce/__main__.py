@@ -1,0 +1,130 @@
+"""The command line: one verb per stage, nothing else.
+
+Options come from the dataclasses in config.py; the verb's module (and with it torch) is imported only when it runs.
+Exit codes: 0; 1 a fault of ours; 2 the user's input, one sentence on stderr; 130 and 143 interrupted.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from importlib import import_module
+from typing import Any, NoReturn
+
+from moce import VERBS, __version__, config, presets
+from moce.errors import UserError, did_you_mean
+
+CONFIGS: dict[str, type] = {
+    "demo": config.DemoConfig,
+    "pretrain": config.PretrainConfig,
+    "cluster": config.ClusterConfig,
+    "train-experts": config.ExpertsConfig,
+    "customize": config.CustomizeConfig,
+    "evaluate": config.EvaluateConfig,
+    "report": config.ReportConfig,
+    "inspect": config.InspectConfig,
+}
+LATER = ("study", "prepare", "bench", "export", "explore")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one sentence with a suggestion."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; `{self.prog} --help` lists what there is.")
+
+
+def verb_parser(verb: str) -> Parser:
+    """The options of one verb, made from its dataclass."""
+    config_class = CONFIGS[verb]
+    parser = Parser(prog=f"moce {verb}", description=config_class.__doc__, allow_abbrev=False)
+    for field in dataclasses.fields(config_class):
+        element, many, _ = config.kind_of(field, config_class)
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default is not dataclasses.MISSING and field.default is not None:
+            shown = ",".join(map(str, field.default)) if many else field.default
+            text += f" [{shown}]"
+        if field.metadata["positional"]:
+            parser.add_argument(field.name, help=text, metavar=field.name.upper(), nargs="+" if many else None)
+        elif element is bool:
+            parser.add_argument(
+                "--" + field.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            # Values stay text here: config.resolve converts them, so Python and the command line complain alike.
+            choices = typing.get_args(element)
+            name = "|".join(choices) if choices else getattr(element, "__name__", "text").upper()
+            parser.add_argument("--" + field.name.replace("_", "-"), help=text, metavar=name, default=None)
+    return parser
+
+
+def overview() -> str:
+    """The text of `moce --help`."""
+    lines = ["usage: moce VERB [options]", "", (import_module("moce").__doc__ or "").splitlines()[0], "", "verbs:"]
+    lines += [f"  {verb:<14} {(c.__doc__ or '').splitlines()[0]}" for verb, c in CONFIGS.items()]
+    lines += ["", "presets (--preset):"]
+    lines += [f"  {name:<18} {recipe.about}" for name, recipe in presets.PRESETS.items()]
+    lines += ["", "`moce VERB --help` lists the options of a verb. The same command again continues a run."]
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """(verb, options given) of a command line."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        print(f"moce {__version__}")
+        raise SystemExit(0)
+    verb, *rest = arguments
+    if verb in LATER:
+        raise UserError(f"`moce {verb}` is not there yet in version {__version__}.")
+    if verb not in CONFIGS:
+        raise UserError(f"There is no verb '{verb}'; `moce --help` lists them.{did_you_mean(verb, CONFIGS)}")
+    parser = verb_parser(verb)
+    namespace, unknown = parser.parse_known_args(rest)
+    if unknown:
+        known = [o for action in parser._actions for o in action.option_strings]
+        word = unknown[0].split("=")[0]
+        raise UserError(
+            f"`moce {verb}` has no option '{word}'.{did_you_mean(word, known)}"
+            if word.startswith("-")
+            else f"`moce {verb}` does not know what to do with '{word}'."
+        )
+    return verb, {name: value for name, value in vars(namespace).items() if value is not None}
+
+
+def run(arguments: list[str]) -> None:
+    """Run one command; raises what goes wrong."""
+    verb, options = parse(arguments)
+    resolved = config.resolve(CONFIGS[verb], options)
+    name = verb.replace("-", "_")
+    result = getattr(import_module(VERBS[name]), name)(resolved)
+    if resolved.json:
+        from moce.engine.files import write_json
+
+        write_json(resolved.json, result)
+
+
+def main() -> None:
+    """Entry point: turns what went wrong into an exit code."""
+    code = 0
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"moce: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("moce: interrupted; the same command continues.", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 1
+    if code:
+        sys.stderr.flush()
+        # DataLoader workers and pending threads must not turn a clean stop into a traceback.
+        os._exit(code) if code in (130,) else sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

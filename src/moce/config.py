@@ -1,0 +1,344 @@
+"""Every option of every verb: its name, its default, what it does and where the value comes from.
+
+One frozen dataclass per verb. The command line, the Python functions, `config.json` in a run folder and the check
+"did a method option change since this run was started?" are all derived from these fields, so an option is added in
+one place. A field has a role:
+
+    method   changes the result: a run that is continued must have the same value
+    speed    changes how fast the result comes, not the result beyond rounding: may differ when a run is continued
+    input    names a file, folder or set of pictures: compared by fingerprint, not by spelling
+    output   where results go and how chatty the program is: never compared
+
+Help texts that end in (C), (L), (R) or (M) say how sure the source is: read in a source, inferred from sources,
+recalled but unverified, measured by us.
+"""
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from moce.errors import UserError, did_you_mean
+
+
+def _option(default: Any, help: str, role: str, positional: bool = False, at_least: float | None = None) -> Any:
+    metadata = {"help": help, "role": role, "positional": positional, "at_least": at_least}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def method(default: Any, help: str, at_least: float | None = None) -> Any:
+    """A field that changes the result."""
+    return _option(default, help, "method", at_least=at_least)
+
+
+def speed(default: Any, help: str, at_least: float | None = None) -> Any:
+    """A field that changes how fast the result comes."""
+    return _option(default, help, "speed", at_least=at_least)
+
+
+def given(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
+    """A field that names an input."""
+    return _option(default, help, "input", positional)
+
+
+def output(default: Any, help: str) -> Any:
+    """A field that says where results go."""
+    return _option(default, help, "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of all verbs."""
+
+    seed: int = method(0, "everything random is a function of this number", at_least=0)
+    device: str = speed("auto", "auto, cpu, cuda or cuda:N")
+    quiet: bool = output(False, "print nothing but errors")
+    json: str | None = output(None, "write the result to this file as JSON")
+    overwrite: bool = output(False, "start again where a run is already there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Common):
+    """Options of everything that trains on pictures."""
+
+    preset: str = given(default="tiny-imagenet", help="recipe that the options not given come from (see `moce --help`)")
+    epochs: int = method(28, "passes over the pictures", at_least=1)
+    batch_size: int = method(128, "pictures per step, over all processes", at_least=1)
+    base_lr: float = method(1.5e-4, "peak learning rate = base_lr * batch size / 256 (C)", at_least=0)
+    weight_decay: float = method(0.05, "AdamW's, not on biases, norms, cls, positions and gates (C)", at_least=0)
+    beta2: float = method(0.95, "AdamW's second moment decay; the first is 0.9 (C)", at_least=0)
+    warmup: float = method(0.05, "share of the steps over which the learning rate rises (M)", at_least=0)
+    min_crop: float = method(0.2, "smallest area of a random crop, as a share of the picture (C)", at_least=0)
+    flip: bool = method(True, "mirror half of the pictures (C)")
+    order: Literal["global", "shards"] = method("global", "shuffle all pictures, or shards and a window")
+    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+    cache_gib: float = speed(4.0, "pictures of one size are kept decoded in memory up to this many GiB", at_least=0)
+    precision: Literal["auto", "fp32", "bf16"] = speed("auto", "auto: bf16 where the hardware multiplies in it")
+    compile: bool = speed(False, "compile the step with torch.compile")
+    checkpoint_minutes: float = speed(5.0, "time between checkpoints", at_least=0)
+    checkpoint_steps: int = speed(0, "steps between checkpoints; 0: by time alone", at_least=0)
+    log_steps: int = speed(20, "steps between lines of metrics.jsonl", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Training):
+    """Train a dense masked autoencoder from pictures without labels."""
+
+    images: str = given("pictures: a folder, a parquet file or glob, toyworld://KIND?split=train")
+    out: str = output(dataclasses.MISSING, "folder of the run")
+    init: str | None = given("start from these weights: a run of ours", default=None)
+    model: str = method("vit_tiny", "size of the encoder: any plain ViT of timm, such as vit_base_patch16_224")
+    image_size: int = method(64, "side of the square that the model sees, in pixels", at_least=1)
+    patch_size: int = method(8, "side of a patch, in pixels", at_least=1)
+    channels: int = method(3, "channels of a picture", at_least=1)
+    decoder_depth: int = method(4, "blocks of the decoder (C: 8 for ViT-B)", at_least=1)
+    decoder_width: int = method(96, "width of the decoder (C: 512 for ViT-B)", at_least=1)
+    decoder_heads: int = method(3, "attention heads of the decoder (C: 16 for ViT-B)", at_least=1)
+    mask_ratio: float = method(0.75, "share of the patches that the encoder does not see (C)", at_least=0)
+    norm_target: bool = method(True, "predict pixels normalised within each patch (C)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(Common):
+    """Cluster pictures into balanced clusters of a dense model's features."""
+
+    enc: str = given("run folder of the dense model", positional=True)
+    images: str = given("the pictures to cluster: those of pre-training")
+    out: str = output(dataclasses.MISSING, "folder of the clusters")
+    preset: str | None = given(default=None, help="recipe; by default that of the dense model's run")
+    num_clusters: int = method(64, "clusters (R: 256 for ImageNet, fewer for less data)", at_least=2)
+    rounding: Literal["capacity", "argmax"] = method(
+        "capacity", "hard labels: at most ceil(n/m) a cluster, or the plain argmax of the plan (L)"
+    )
+    eps: float = method(0.05, "entropy of the plan, on cosine scores (L: SwAV)", at_least=0)
+    rounds: int = method(15, "rounds of plan and centroids in turn (R/L)", at_least=1)
+    kmeans_iterations: int = method(25, "spherical k-means steps that the centroids start from", at_least=0)
+    tolerance: float = method(1e-3, "largest error of the plan's marginals (R)", at_least=0)
+    batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
+    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(Training):
+    """Train experts that are chosen by the cluster of a picture, or one of the controls."""
+
+    mae: str = given("run folder of the dense model", positional=True)
+    clusters: str = given("folder of its clusters", positional=True)
+    images: str = given("the pictures of the clusters")
+    out: str = output(dataclasses.MISSING, "folder of the run")
+    preset: str | None = given(default=None, help="recipe; by default that of the dense model's run")
+    gate: Literal["cluster", "token", "none"] = method(
+        "cluster", "what the gate reads: the picture's cluster (MoCE), each token (TokenMoE), or no experts (MAE*)"
+    )
+    layers: tuple[int, ...] = method((9, 11), "encoder blocks whose MLP becomes experts, counted from 0 (L)")
+    num_experts: int = method(8, "experts in each of these blocks (L)", at_least=2)
+    top_k: int = method(1, "experts that a picture (or token) passes through (L)", at_least=1)
+    balance: float = method(0.01, "weight of the load balance over experts (form C, weight L; token gate: both parts)")
+    imbalance: float = method(0.005, "weight of the loss that makes each cluster's choice sharp (R; weight M)")
+    distill: float = method(1.0, "weight of the distance to the dense model's features (existence R, form L)")
+    gate_noise: float = method(1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)")
+    gate_lr: float = method(1e-3, "learning rate of the gates, whatever the batch (M)", at_least=0)
+    gate_start: Literal["fitted", "random"] = method(
+        "fitted", "fit the gates on the centroids before any expert moves, or leave them at N(0, 0.02) (M)"
+    )
+    output_scale: Literal["straight-through", "raw"] = method(
+        "straight-through", "what multiplies an expert's output: p/stopgrad(p), exactly 1, or p itself (L)"
+    )
+    dispatch: Literal["sorted", "loop"] = speed("sorted", "how pictures reach their experts; loop is the reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomizeConfig(Common):
+    """Slice the experts that fit a task out of a model with experts: a plain ViT that timm loads."""
+
+    moce: str = given("run folder of train-experts", positional=True)
+    images: str | None = given("the task's pictures; labels are not used", default=None)
+    out: str = output(dataclasses.MISSING, "folder of the customised model")
+    strategy: str = method("vote", "vote, per-layer, average, nearest or cluster:K (vote R; the others ours)")
+    strict: bool = method(False, "exit 2 where no cluster fits the task, instead of a warning")
+    batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
+    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Common):
+    """Measure what a model is worth on a task."""
+
+    model: str = given("a run folder or a customised model", positional=True)
+    task: str = given("name, folder or all")
+    protocol: str = method("knn", "knn, linear, finetune")
+    data_root: str | None = given("folder that the named tasks are in", default=None)
+    epochs: int = method(40, "finetune: passes over the training pictures", at_least=1)
+    batch_size: int = method(64, "finetune: pictures per step", at_least=1)
+    lrs: tuple[float, ...] = method((5e-4, 1e-3, 2e-3), "finetune: peak learning rates that validation chooses from")
+    layer_decay: float = method(0.75, "finetune: factor of the learning rate from block to block, downwards (C)")
+    k: tuple[int, ...] = method((1, 5, 10, 20, 50), "knn: neighbours that validation chooses from")
+    temperature: tuple[float, ...] = method((0.03, 0.07, 0.2), "knn: temperatures that validation chooses from")
+    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Common):
+    """The whole main job on built-in pictures, in minutes."""
+
+    out: str = output("runs/demo", "folder of the demonstration; report.html is the page")
+    preset: str = given(default="demo", help="recipe; debug ends in seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Common):
+    """One self-contained page of the given runs."""
+
+    runs: tuple[str, ...] = given("run folders and evaluation JSON files", positional=True)
+    out: str = output(dataclasses.MISSING, "the page, an .html file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(Common):
+    """Say what a file or folder of ours holds."""
+
+    path: str = given("a run folder, a model file, a clusters file or a customised model", positional=True)
+
+
+def kind_of(field: dataclasses.Field, owner: type) -> tuple[Any, bool, bool]:
+    """(element type, is it a tuple?, may it be None?) of a field of `owner`."""
+    hint = typing.get_type_hints(owner)[field.name]
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        optional = True
+        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True, optional
+    return hint, False, optional
+
+
+def _checked(value: Any, field: dataclasses.Field, owner: type) -> Any:
+    """`value` as the field's type; UserError with the option's name where it does not fit."""
+    element, many, optional = kind_of(field, owner)
+    spelled = field.name if field.metadata["positional"] else "--" + field.name.replace("_", "-")
+    if value is None and optional:
+        return None
+    if isinstance(value, Path):
+        value = str(value)
+    if many:
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part.strip()]
+        if not isinstance(value, (list, tuple)):
+            value = [value]
+        return tuple(_converted(v, element, spelled, field) for v in value)
+    return _converted(value, element, spelled, field)
+
+
+def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field) -> Any:
+    if typing.get_origin(element) is Literal:
+        choices = typing.get_args(element)
+        if value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise UserError(f"{spelled} cannot be '{value}': choose one of {', '.join(choices)}.{hint}")
+        return value
+    if element is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{spelled} is a switch and cannot be '{value}'.")
+        return value
+    try:
+        if element is int and (isinstance(value, bool) or int(str(value)) != float(str(value))):
+            raise ValueError
+        result = element(value)
+    except (TypeError, ValueError):
+        noun = {int: "a whole number", float: "a number", str: "a text"}[element]
+        raise UserError(f"{spelled} must be {noun}, not '{value}'.") from None
+    least = field.metadata["at_least"]
+    if least is not None and not result >= least:
+        raise UserError(f"{spelled} must be at least {least}, not {value}.")
+    return result
+
+
+def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
+    """The config of a verb: options given, else the preset's, else the defaults of the fields.
+
+    Raises UserError for an unknown option, a value that does not fit, or a missing one.
+    """
+    from moce.presets import preset_options
+
+    known = {f.name: f for f in fields(config_class)}
+    for name in given_options:
+        if name not in known:
+            raise UserError(f"There is no option '{name}' here.{did_you_mean(name, known)}")
+    options = dict(given_options)
+    if "preset" in known:
+        preset = options.get("preset", known["preset"].default) or inherited_preset(options)
+        options["preset"] = preset
+        options = {**preset_options(config_class, preset), **options}
+    missing = [n for n, f in known.items() if n not in options and f.default is dataclasses.MISSING]
+    if missing:
+        spelled = [n if known[n].metadata["positional"] else "--" + n.replace("_", "-") for n in missing]
+        raise UserError(f"{', '.join(spelled)} must be given.")
+    return config_class(**{n: _checked(v, known[n], config_class) for n, v in options.items()})
+
+
+def inherited_preset(options: dict[str, Any]) -> str:
+    """The preset of the dense run that a later stage builds on, so that a recipe is named once."""
+    import json
+
+    for name in ("mae", "enc"):
+        if name in options:
+            try:
+                return json.loads((Path(options[name]) / "config.json").read_text())["options"]["preset"]
+            except (OSError, ValueError, KeyError, TypeError):
+                break  # the stage itself says what is wrong with that folder
+    return "tiny-imagenet"
+
+
+def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
+    """Turn `def stage(config) -> result` into the public function with the options of `config_class` as arguments.
+
+    `moce.pretrain(images="pictures", out="runs/mae", epochs=3)` and the command line are then the same thing.
+    """
+
+    def wrap(stage: Callable[[Any], Any]) -> Callable[..., Any]:
+        positional = [f.name for f in fields(config_class) if f.metadata["positional"]]
+
+        @functools.wraps(stage)
+        def public(*args: Any, **options: Any) -> Any:
+            if len(args) == 1 and not options and isinstance(args[0], config_class):
+                return stage(args[0])
+            if len(args) > len(positional):
+                raise TypeError(f"{stage.__name__} takes {len(positional)} positional arguments, not {len(args)}")
+            return stage(resolve(config_class, {**dict(zip(positional, args, strict=False)), **options}))
+
+        arguments = [
+            inspect.Parameter(
+                f.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD
+                if f.metadata["positional"]
+                else inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
+            )
+            for f in sorted(fields(config_class), key=lambda f: not f.metadata["positional"])
+        ]
+        public.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+        public.config_class = config_class  # type: ignore[attr-defined]
+        return public
+
+    return wrap
+
+
+def changed_method_options(before: dict[str, Any], config: Any) -> list[str]:
+    """Sentences such as '--epochs was 3 and is now 5' for method options that differ from an earlier run."""
+    differences = []
+    for field in fields(config):
+        if field.metadata["role"] != "method" or field.name not in before:
+            continue
+        now = getattr(config, field.name)
+        now = list(now) if isinstance(now, tuple) else now
+        if before[field.name] != now:
+            spelled = "--" + field.name.replace("_", "-")
+            differences.append(f"{spelled} was {before[field.name]} and is now {now}")
+    return differences

@@ -1,0 +1,87 @@
+"""Which device computes, in which precision, and how much of its peak is used."""
+
+import functools
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from moce.errors import UserError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of an option: auto takes a GPU where there is one. UserError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device cannot be '{name}': choose auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name} is not there: this machine has {torch.cuda.device_count()} CUDA devices.")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device cannot be '{name}': choose auto, cpu, cuda or cuda:N.")
+    return device
+
+
+@functools.cache
+def _cpu_multiplies_in_bf16() -> bool:
+    """Whether the processor has bf16 matrix instructions; without them bf16 is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def multiplies_in_bf16(device: torch.device, precision: str) -> bool:
+    """Whether matrix products of training run in bf16: asked for, or `auto` and the hardware has it."""
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_in_bf16()
+    return precision == "bf16"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 matrix products with fp32 weights, or nothing."""
+    if multiplies_in_bf16(device, precision):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def spare_cores() -> int:
+    """Cores for workers that read pictures: all but one of those that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(usable - 1, 0)
+
+
+def num_workers_of(option: int) -> int:
+    """The option --num-workers resolved: -1 takes the spare cores, at most 8."""
+    return min(spare_cores(), 8) if option < 0 else option
+
+
+@functools.cache
+def peak_flops(device_type: str, bf16: bool) -> float:
+    """Measured peak of a matrix product on this device, FLOP/s: what utilisation is a share of."""
+    device = torch.device(device_type)
+    size = 8192 if device.type == "cuda" else 1536
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    left = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(left, left)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held so far."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

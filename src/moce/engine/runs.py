@@ -1,0 +1,193 @@
+"""Run folders: one run each, with its options, its lock and its results.
+
+`result.json` is written last and says that a run is finished; everything else may be half of a run that continues.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from moce import __version__
+from moce.config import changed_method_options
+from moce.engine.files import read_json, require_space, write_json
+from moce.errors import UserError
+
+CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
+LEAST_SPACE = 64 * 2**20  # bytes that a run folder's disk must have free before anything starts
+
+
+def source_commit() -> str | None:
+    """Git commit of the source tree that this program runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """A run folder as it lies on disk."""
+
+    path: Path
+    verb: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    finished: bool
+
+    def result(self) -> dict[str, Any]:
+        """What the finished run returned; UserError when it is not finished."""
+        if not self.finished:
+            raise UserError(f"The run in {self.path} is not finished; run its `moce {self.verb}` command again first.")
+        return read_json(self.path / RESULT)
+
+
+def read_run(path: str | Path, verb: str | tuple[str, ...] | None = None) -> RunInfo:
+    """The run in a folder; UserError when there is none, or one of another verb."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"There is no folder {path}.")
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} is not a run folder: it has no {CONFIG}.")
+    content = read_json(path / CONFIG)
+    if not isinstance(content, dict) or "verb" not in content or "options" not in content:
+        raise UserError(f"{path} is not a run folder of moce: its {CONFIG} is of another kind.")
+    verbs = (verb,) if isinstance(verb, str) else verb
+    if verbs and content["verb"] not in verbs:
+        raise UserError(f"{path} holds a run of `moce {content['verb']}`; a run of `moce {verbs[0]}` is needed here.")
+    return RunInfo(path, content["verb"], content["options"], content.get("inputs", {}), (path / RESULT).is_file())
+
+
+class Run:
+    """A run folder that this process works in; use it as a context manager, which holds the lock."""
+
+    def __init__(self, path: Path, verb: str, config: Any, inputs: Mapping[str, str]) -> None:
+        self.path, self.verb, self.config, self.inputs = path, verb, config, dict(inputs)
+        self.started = time.monotonic()
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+        self._board: Any = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is done; it is then left alone."""
+        return (self.path / RESULT).is_file()
+
+    def result(self) -> dict[str, Any]:
+        """What the finished run returned."""
+        return read_json(self.path / RESULT)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self._metrics, self._board, self._lock):
+            if stream is not None:
+                stream.close()
+
+    def acquire(self) -> None:
+        """Take the folder's lock; it goes with the process, however that ends."""
+        self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the run is closed
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"Another process is working in {self.path}; wait for it or choose another --out."
+            ) from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of the run."""
+        write_json(self.path / name, content)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl and to the TensorBoard events."""
+        if self._metrics is None:
+            self._metrics = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, line["step"])
+
+    def keep_metrics_before(self, step: int) -> None:
+        """Drop lines of steps that a continued run computes again (the process died after its last checkpoint)."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        kept = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(text)["step"] <= step:
+                    kept.append(text)
+            except (ValueError, KeyError):
+                continue  # the last line of a killed process may be cut off
+        path.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Mark the run as finished with what it returns."""
+        self.write_json(RESULT, result)
+        return result
+
+
+def open_run(out: str | Path, verb: str, config: Any, inputs: Mapping[str, str] | None = None) -> Run:
+    """Create or continue the run folder `out` of a verb, and lock it.
+
+    Raises UserError when the folder holds something else, another process works in it, a method option or an input
+    differs from the run that lies there, or the disk is full.
+    """
+    path, inputs = Path(out), dict(inputs or {})
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; name a folder.")
+    foreign = path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file()
+    if foreign and not {p.name for p in path.iterdir()} <= {LOCK}:
+        raise UserError(f"--out {path} is not empty and holds no run; name an empty or new folder.")
+    earlier = read_run(path, verb) if (path / CONFIG).is_file() else None
+    if earlier is not None and not config.overwrite:
+        changed = changed_method_options(earlier.config, config)
+        changed += [f"the {name} differ" for name, value in inputs.items() if earlier.inputs.get(name, value) != value]
+        if changed:
+            raise UserError(
+                f"{path} holds a run with other options: {'; '.join(changed)}; "
+                "repeat the earlier options, choose another --out, or give --overwrite."
+            )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        run = Run(path, verb, config, inputs)
+        run.acquire()
+    except OSError as error:
+        raise UserError(f"Cannot write to --out {path}: {error.strerror}; choose another place.") from None
+    require_space(path, LEAST_SPACE)
+    if earlier is not None and config.overwrite:
+        for item in path.iterdir():
+            if item.name != LOCK:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+    if earlier is None or config.overwrite:
+        write_json(path / CONFIG, describe(verb, config, inputs))
+    return run
+
+
+def describe(verb: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The content of config.json: every resolved option, versions, commit."""
+    import torch
+
+    return {
+        "verb": verb,
+        "options": dataclasses.asdict(config),
+        "inputs": dict(inputs),
+        "versions": {"moce": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": source_commit(),
+        "host": {"cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+    }

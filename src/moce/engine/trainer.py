@@ -1,0 +1,211 @@
+"""The training loop. The only file that knows Fabric.
+
+The loop knows nothing about what is trained: an objective is a module whose `forward(batch)` gives a loss and tensors
+to log, and whose `trained` sub-module is what checkpoints hold. Everything random comes with the batch's indices.
+"""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from moce.config import Training
+from moce.engine.checkpoint import checkpoints, restore_checkpoint, save_checkpoint
+from moce.engine.devices import multiplies_in_bf16, peak_flops, peak_rss_bytes, pick_device
+from moce.engine.progress import say, track
+from moce.engine.runs import Run
+from moce.errors import UserError
+
+
+class Objective(Protocol):
+    """What a stage trains."""
+
+    trained: nn.Module
+
+    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, what to log: scalars and vectors that are averaged over the steps of a line)."""
+
+    def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
+        """AdamW's groups; `peak_lr` in a group is its learning rate at the top of the schedule."""
+
+    def flops_per_image(self) -> int:
+        """FLOPs of a training step on one picture."""
+
+    def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
+        """The fields of a metrics line, from the averaged logs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long training takes, in steps and pictures."""
+
+    num_steps: int
+    num_images: int  # pictures of an epoch
+    batch_size: int
+    warmup: float
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the peak learning rate: linear warm-up, then half a cosine down to zero (He et al., A.1)."""
+        warmup_steps = max(round(self.warmup * self.num_steps), 1)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(self.num_steps - warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Interruption:
+    """Notes SIGTERM and Ctrl-C, so that a checkpoint is written before the process ends."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: the caller decides
+                continue
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.signal = number
+
+    def leave(self) -> None:
+        """End as the signal asked."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + int(signal.SIGTERM))
+
+
+def without_decay(name: str) -> bool:
+    """Whether weight decay stays away from a parameter, by its name: biases, norms, cls, positions, gates."""
+    parts = name.replace("_", ".").split(".")
+    biases = any(p in ("bias", "b1", "b2") for p in parts)
+    return biases or any(p.startswith(("norm", "cls", "pos", "gate")) for p in parts)
+
+
+def parameter_groups(module: nn.Module, peak_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups, with and without weight decay."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if without_decay(name) else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "peak_lr": peak_lr},
+        {"params": plain, "weight_decay": 0.0, "peak_lr": peak_lr},
+    ]
+
+
+def train(
+    run: Run,
+    objective: Any,
+    batches: Callable[[int, int, int], Iterator[Any]],
+    plan: Plan,
+    config: Training,
+    what: str,
+) -> dict[str, Any]:
+    """Train `objective` for `plan.num_steps`, continuing from the run's newest checkpoint.
+
+    `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
+    the run's result. Raises UserError when the loss is not finite; the last good checkpoint stays.
+    """
+    device = pick_device(config.device)
+    bf16 = multiplies_in_bf16(device, config.precision)
+    fabric = Fabric(accelerator=device.type, devices=1, precision="bf16-mixed" if bf16 else "32-true")
+    objective.to(device)
+    groups = objective.parameter_groups(config)
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
+    step, spent, sums = 0, 0.0, {}
+    if saved := checkpoints(run.path):
+        sums, about = restore_checkpoint(saved[-1], objective.trained, optimizer)
+        step, spent = about["step"], about["seconds"]
+        sums = {n: t.to(device) for n, t in sums.items()}
+        say(f"{what} continues after step {step:,} of {plan.num_steps:,}", config.quiet)
+    run.keep_metrics_before(step)
+    module, optimizer = fabric.setup(objective, optimizer)
+    peak = peak_flops(device.type, bf16)
+    flops = objective.flops_per_image()
+    started = line_started = saved_at = time.monotonic()
+    line_first = step
+
+    def save() -> None:
+        nonlocal saved_at
+        seconds = spent + time.monotonic() - started
+        save_checkpoint(run.path, step, objective.trained, optimizer.optimizer, sums, {"seconds": seconds})
+        saved_at = time.monotonic()
+
+    images = plan.num_steps * plan.batch_size
+    with Interruption() as interruption, track(images, what, done=step * plan.batch_size, quiet=config.quiet) as bar:
+        stream = batches(step, fabric.global_rank, fabric.world_size) if step < plan.num_steps else iter(())
+        for batch in stream:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * plan.lr_factor(step)
+            loss, logs = module(batch)
+            fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            for name, value in {"loss": loss, "count": torch.ones((), device=device), **logs}.items():
+                value = value.detach().float()
+                sums[name] = sums[name] + value if name in sums else value
+            step += 1
+            bar.advance(plan.batch_size)
+            due = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+            due |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
+            due |= interruption.signal is not None
+            if step % config.log_steps == 0 or step == plan.num_steps or due:
+                require_finite(sums, step, run)
+            if step % config.log_steps == 0 or step == plan.num_steps:
+                now = time.monotonic()
+                speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
+                line = {"step": step, "epoch": step * plan.batch_size / plan.num_images}
+                means = averages(sums)
+                line |= {"loss": means.pop("loss"), "lr": optimizer.param_groups[0]["lr"], "images_per_second": speed}
+                line |= {"utilisation": speed * flops / peak, **objective.describe(means)}
+                run.metrics(line)
+                bar.note = f"loss {line['loss']:.4f}"
+                sums, line_started, line_first = {}, now, step
+            if due and (step < plan.num_steps or interruption.signal is not None):
+                save()
+            if interruption.signal is not None:
+                if not due:  # the signal came after the check above
+                    save()
+                interruption.leave()
+    seconds = spent + time.monotonic() - started
+    return {
+        "steps": plan.num_steps,
+        "images": images,
+        "seconds": seconds,
+        "images_per_second": images / max(seconds, 1e-9),
+        "precision": "bf16" if bf16 else "fp32",
+        "device": str(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "cores": os.cpu_count(),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    }
+
+
+def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
+    """Sums of a metrics line over its number of steps, as Python numbers and lists."""
+    count = sums["count"]
+    return {n: (s / count).tolist() for n, s in sums.items() if n != "count"}
+
+
+def require_finite(sums: dict[str, Tensor], step: int, run: Run) -> None:
+    """UserError when the loss has left the numbers since the last check."""
+    if not math.isfinite(float(sums.get("loss", torch.zeros(())))):
+        kept = checkpoints(run.path)
+        where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
+        raise UserError(f"The loss is not finite at step {step}: {where}; lower --base-lr or take --precision fp32.")

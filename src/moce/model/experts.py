@@ -1,0 +1,316 @@
+"""Experts: some MLPs of the encoder become several, and a gate chooses one for each picture (or token).
+
+    G(x) = TopK( softmax( W_g c[x] + noise ) ),    y = sum_i G_i(x) E_i(x)          (MoCE; V-MoE, arXiv 2106.05974)
+
+The gate reads c[x], the embedding of the cluster that picture x belongs to. TokenMoE, the control, reads the token
+itself. Three things are kept apart: a gate says which expert and with what scale, a dispatcher brings rows to their
+experts and back, the experts compute.
+
+What differs from the textbook: the output is multiplied by p / stopgrad(sum of the chosen p), which is exactly 1 for
+one expert (so that step 0 equals the dense model) and still lets the gate learn; and nothing is dropped, there is no
+capacity.
+
+Shape letters: B images, T tokens, D width, F hidden width, E experts, L expert layers, K clusters, N rows (a row is
+what is dispatched: a picture or a token), C choices per row (top-k).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moce.errors import UserError
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
+
+GATE_STD = 0.02  # of the gate's weights at the start (M)
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """Where the experts are and how they are chosen; JSON-able."""
+
+    layers: tuple[int, ...]
+    num_experts: int
+    gate: Literal["cluster", "token"]
+    num_clusters: int
+    cluster_width: int
+    top_k: int = 1
+    noise: float = 1.0
+    output_scale: Literal["straight-through", "raw"] = "straight-through"
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file's header."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ExpertShape":
+        """The inverse of `to_json`."""
+        return cls(**{**content, "layers": tuple(content["layers"])})
+
+
+class Choice(NamedTuple):
+    """Which experts each row goes to, and what their outputs are multiplied by."""
+
+    expert_NC: Int64[Tensor, "rows choices"]
+    scale_NC: Float[Tensor, "rows choices"]
+
+
+def choose(
+    logits_NE: Float[Tensor, "rows experts"],
+    noise_NE: Float[Tensor, "rows experts"] | None,
+    top_k: int,
+    output_scale: str,
+) -> Choice:
+    """TopK of the softmax of the noisy logits, in fp32."""
+    noisy = logits_NE.float() if noise_NE is None else logits_NE.float() + noise_NE
+    chosen, expert_NC = noisy.softmax(dim=1).topk(top_k, dim=1)
+    if output_scale == "straight-through":
+        chosen = chosen / chosen.detach().sum(dim=1, keepdim=True)
+    return Choice(expert_NC, chosen)
+
+
+# Experts and their dispatchers
+
+
+class ExpertMLPs(nn.Module):
+    """E parallel MLPs with stacked weights, each D -> F -> D with GELU, as timm's Mlp."""
+
+    def __init__(self, num_experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.num_experts, self.hidden = num_experts, hidden
+        self.dispatch: Literal["sorted", "loop"] = "sorted"
+        self.w1_EDF = nn.Parameter(torch.empty(num_experts, width, hidden))
+        self.b1_EF = nn.Parameter(torch.empty(num_experts, hidden))
+        self.w2_EFD = nn.Parameter(torch.empty(num_experts, hidden, width))
+        self.b2_ED = nn.Parameter(torch.empty(num_experts, width))
+
+    @torch.no_grad()
+    def copy_dense(self, mlp: nn.Module) -> None:
+        """Make every expert a copy of a dense MLP (sparse upcycling)."""
+        self.w1_EDF.copy_(mlp.fc1.weight.T.expand_as(self.w1_EDF))
+        self.b1_EF.copy_(mlp.fc1.bias.expand_as(self.b1_EF))
+        self.w2_EFD.copy_(mlp.fc2.weight.T.expand_as(self.w2_EFD))
+        self.b2_ED.copy_(mlp.fc2.bias.expand_as(self.b2_ED))
+
+    def expert(self, index: int, scale: float = 1.0) -> dict[str, Tensor]:
+        """One expert as the state of a timm Mlp, its output multiplied by `scale`."""
+        return {
+            "fc1.weight": self.w1_EDF[index].T.contiguous(),
+            "fc1.bias": self.b1_EF[index],
+            "fc2.weight": self.w2_EFD[index].T.contiguous() * scale,
+            "fc2.bias": self.b2_ED[index] * scale,
+        }
+
+    def forward(self, x_BTD: Float[Tensor, "images tokens width"], choice: Choice) -> Tensor:
+        """Each row through its experts. Rows are pictures when there are B choices, tokens when there are B*T."""
+        images, tokens, width = x_BTD.shape
+        rows_NTD = x_BTD if len(choice.expert_NC) == images else x_BTD.reshape(images * tokens, 1, width)
+        dispatch = dispatch_sorted if self.dispatch == "sorted" else dispatch_loop
+        total = None
+        for c in range(choice.expert_NC.shape[1]):
+            out = dispatch(self, rows_NTD, choice.expert_NC[:, c]) * choice.scale_NC[:, c, None, None]
+            total = out if total is None else total + out
+        assert total is not None
+        return total.reshape(images, tokens, width)
+
+
+def dispatch_loop(
+    experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
+) -> Float[Tensor, "rows tokens width"]:
+    """The reference: every expert on every row, keeping the row's own."""
+    out = torch.zeros_like(rows_NTD)
+    for e in range(experts.num_experts):
+        hidden = F.gelu(rows_NTD @ experts.w1_EDF[e] + experts.b1_EF[e])
+        own = (expert_N == e)[:, None, None]
+        out = out + torch.where(own, hidden @ experts.w2_EFD[e] + experts.b2_ED[e], 0.0)
+    return out
+
+
+def dispatch_sorted(
+    experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
+) -> Tensor:
+    """Rows sorted by expert, one pair of products per expert on its contiguous share, and back in place.
+
+    An expert without rows gets a zero gradient (the stack's backward fills it in), never None.
+    """
+    tokens, width = rows_NTD.shape[1:]
+    order = expert_N.argsort(stable=True)
+    counts = torch.bincount(expert_N, minlength=experts.num_experts).tolist()
+    shares = rows_NTD[order].reshape(-1, width).split([n * tokens for n in counts])
+    weights = zip(
+        experts.w1_EDF.unbind(), experts.b1_EF.unbind(), experts.w2_EFD.unbind(), experts.b2_ED.unbind(), strict=True
+    )
+    outs = [
+        torch.addmm(b2, F.gelu(torch.addmm(b1, share, w1)), w2)
+        for share, (w1, b1, w2, b2) in zip(shares, weights, strict=True)
+        if len(share)
+    ]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(outs).reshape(-1, tokens, width)[back]
+
+
+# Gates
+
+
+class ClusterGate(nn.Module):
+    """One linear map without bias per expert layer, on the fixed embedding of a picture's cluster."""
+
+    def __init__(self, shape: ExpertShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.weight_LED = nn.Parameter(
+            torch.empty(len(shape.layers), shape.num_experts, shape.cluster_width)
+        )
+        nn.init.normal_(self.weight_LED, std=GATE_STD)
+        self.register_buffer("centroids_KD", torch.zeros(shape.num_clusters, shape.cluster_width))
+
+    def logits(self) -> Float[Tensor, "layers clusters experts"]:
+        """Clean logits of every cluster: K rows per layer, whatever the batch. fp32 also under autocast."""
+        with torch.autocast(self.weight_LED.device.type, enabled=False):
+            return self.centroids_KD.float() @ self.weight_LED.float().transpose(1, 2)
+
+
+class TokenGate(nn.Module):
+    """One linear map without bias per expert layer, on the token that enters the MLP (V-MoE)."""
+
+    def __init__(self, shape: ExpertShape, width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.weight_LED = nn.Parameter(torch.empty(len(shape.layers), shape.num_experts, width))
+        nn.init.normal_(self.weight_LED, std=GATE_STD)
+
+
+class ClusterRouter:
+    """Choices of a batch whose pictures belong to known clusters; the same for every token of a picture."""
+
+    def __init__(
+        self, gate: ClusterGate, labels_B: Int64[Tensor, " images"], noise_LBE: Tensor | None = None
+    ) -> None:
+        self.gate, self.labels_B = gate, labels_B
+        self.logits_LKE = gate.logits()
+        shape = gate.shape
+        self.choices = {
+            layer: choose(
+                self.logits_LKE[i][labels_B],
+                None if noise_LBE is None else noise_LBE[i] * (shape.noise / shape.num_experts),
+                shape.top_k,
+                shape.output_scale,
+            )
+            for i, layer in enumerate(shape.layers)
+        }
+
+    def choose(self, layer: int, tokens: Tensor) -> Choice:
+        """The choice of a layer; the tokens are not looked at."""
+        return self.choices[layer]
+
+
+class TokenRouter:
+    """Choices made from the tokens as they arrive; keeps what the balance loss needs.
+
+    `noise_LBTE` is standard normal, one draw per token, or None at transfer.
+    """
+
+    def __init__(self, gate: TokenGate, noise_LBTE: Tensor | None = None) -> None:
+        self.gate, self.noise_LBTE = gate, noise_LBTE
+        self.logits: dict[int, Tensor] = {}
+        self.noisy: dict[int, Tensor] = {}
+        self.choices: dict[int, Choice] = {}
+
+    def choose(self, layer: int, tokens: Tensor) -> Choice:
+        """The choice for every token of this layer."""
+        shape, i = self.gate.shape, self.gate.shape.layers.index(layer)
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = tokens.float().flatten(0, 1) @ self.gate.weight_LED[i].float().T
+            noise = None
+            if self.noise_LBTE is not None:
+                noise = self.noise_LBTE[i].flatten(0, 1) * (shape.noise / shape.num_experts)
+            choice = choose(logits, noise, shape.top_k, shape.output_scale)
+        self.logits[layer], self.choices[layer] = logits, choice
+        self.noisy[layer] = logits if noise is None else logits + noise
+        return choice
+
+
+# Losses on the gate
+
+
+def squared_variation(values: Float[Tensor, "*rows experts"]) -> Float[Tensor, "*rows"]:
+    """(standard deviation / mean)^2 over the last dimension: 0 when even, E - 1 when one has all."""
+    return values.var(dim=-1, correction=0) / (values.mean(dim=-1) ** 2 + 1e-10)
+
+
+def importance_loss(gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None) -> Float[Tensor, ""]:
+    """Balance: squared variation, over experts, of the summed clean gates (V-MoE, importance loss). Range 0 to E-1."""
+    weighted = gates_NE if weight_N is None else gates_NE * weight_N[:, None]
+    return squared_variation(weighted.sum(dim=0))
+
+
+def imbalance_loss(gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None) -> Float[Tensor, ""]:
+    """Minus the mean squared variation, over experts, of each row's own gate. Range -(E-1), one-hot, to 0, even."""
+    variation = squared_variation(gates_NE)
+    if weight_N is None:
+        return -variation.mean()
+    return -(variation * weight_N).sum() / weight_N.sum()
+
+
+def load_loss(
+    logits_NE: Float[Tensor, "rows experts"], noisy_NE: Float[Tensor, "rows experts"], top_k: int, std: float
+) -> Float[Tensor, ""]:
+    """Balance of the expected number of rows per expert under a fresh draw of its noise (V-MoE, load loss)."""
+    threshold = noisy_NE.topk(top_k, dim=1).values[:, -1:]
+    chosen = 1 - torch.special.ndtr((threshold - logits_NE) / std)
+    return squared_variation(chosen.mean(dim=0))
+
+
+# The model
+
+
+class ExpertAutoencoder(MaskedAutoencoder):
+    """A masked autoencoder some of whose encoder MLPs are experts, with the gate that chooses them."""
+
+    def __init__(self, shape: AutoencoderShape, expert_shape: ExpertShape) -> None:
+        super().__init__(shape)
+        depth = len(self.encoder.blocks)
+        wrong = [layer for layer in expert_shape.layers if not 0 <= layer < depth]
+        if wrong or not expert_shape.layers or len(set(expert_shape.layers)) != len(expert_shape.layers):
+            raise UserError(
+                f"--layers {','.join(map(str, expert_shape.layers))} does not fit an encoder of {depth} blocks: name "
+                f"different blocks from 0 to {depth - 1}."
+            )
+        if expert_shape.top_k > expert_shape.num_experts:
+            raise UserError(f"--top-k {expert_shape.top_k} is more than --num-experts {expert_shape.num_experts}.")
+        self.expert_shape = expert_shape
+        width = self.encoder.embed_dim
+        for layer in expert_shape.layers:
+            hidden = self.encoder.blocks[layer].mlp.fc1.out_features
+            self.encoder.blocks[layer].mlp = ExpertMLPs(expert_shape.num_experts, width, hidden)
+        self.gate: ClusterGate | TokenGate = (
+            ClusterGate(expert_shape) if expert_shape.gate == "cluster" else TokenGate(expert_shape, width)
+        )
+
+    @classmethod
+    def from_dense(cls, dense: MaskedAutoencoder, expert_shape: ExpertShape) -> "ExpertAutoencoder":
+        """Every expert a copy of the dense MLP; everything else as it is; a fresh gate."""
+        model = cls(dense.shape, expert_shape)
+        taken = {n: t for n, t in dense.state_dict().items() if n in model.state_dict()}
+        model.load_state_dict(taken, strict=False)
+        for layer in expert_shape.layers:
+            model.encoder.blocks[layer].mlp.copy_dense(dense.encoder.blocks[layer].mlp)
+        return model
+
+    def router(self, labels_B: Tensor | None = None, noise: Tensor | None = None) -> ClusterRouter | TokenRouter:
+        """The router of a batch: pictures' clusters for a cluster gate, nothing for a token gate."""
+        if isinstance(self.gate, ClusterGate):
+            assert labels_B is not None, "a cluster gate routes by cluster labels"
+            return ClusterRouter(self.gate, labels_B, noise)
+        return TokenRouter(self.gate, noise)
+
+    def set_dispatch(self, dispatch: Literal["sorted", "loop"]) -> None:
+        """Choose how rows reach their experts."""
+        for layer in self.expert_shape.layers:
+            self.encoder.blocks[layer].mlp.dispatch = dispatch

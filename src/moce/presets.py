@@ -1,0 +1,78 @@
+"""Named recipes. Each says what it costs and what to expect; an option given beside a preset wins over it.
+
+A recipe holds, per verb, the options that differ from the defaults in config.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from moce.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a preset is for, and the options of each stage."""
+
+    about: str
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    cluster: dict[str, Any] = field(default_factory=dict)
+    experts: dict[str, Any] = field(default_factory=dict)
+
+
+TINY = {"model": "vit_tiny", "image_size": 64, "patch_size": 8, "decoder_depth": 4, "decoder_width": 96}
+
+PRESETS: dict[str, Recipe] = {
+    "debug": Recipe(
+        about="Seconds. A model too small to learn anything, to see that everything runs.",
+        pretrain=dict(
+            model="vit_micro", image_size=32, patch_size=8, decoder_depth=1, decoder_width=32, decoder_heads=2,
+            epochs=2, batch_size=32, base_lr=4e-3, log_steps=1,
+        ),
+        cluster=dict(num_clusters=8, rounds=5),
+        experts=dict(layers=(1, 3), num_experts=4, epochs=2, batch_size=32, base_lr=2e-3, log_steps=1),
+    ),
+    "demo": Recipe(
+        about="Minutes on two cores, on the built-in pictures of 32 pixels (`moce demo`).",
+        pretrain=dict(
+            model="vit_mini", image_size=32, patch_size=4, decoder_depth=2, decoder_width=64, decoder_heads=2,
+            epochs=12, batch_size=128, base_lr=4e-3, min_crop=0.4, log_steps=10,
+        ),
+        cluster=dict(num_clusters=24, rounds=10),
+        experts=dict(layers=(3, 5), num_experts=8, epochs=4, batch_size=128, base_lr=2e-3, min_crop=0.4, log_steps=10),
+    ),
+    "tiny-imagenet": Recipe(
+        about="About an hour on two cores for 50,000 pictures of 64 pixels: ViT-Ti/8.",
+        pretrain=dict(**TINY, epochs=28, batch_size=128, base_lr=2e-3),
+        cluster=dict(num_clusters=64),
+        experts=dict(layers=(9, 11), num_experts=8, epochs=5, batch_size=128, base_lr=1e-3),
+    ),
+    "tiny-imagenet-gpu": Recipe(
+        about="The same model on one GPU, trained ten times longer.",
+        pretrain=dict(**TINY, epochs=300, batch_size=512, base_lr=1e-3),
+        cluster=dict(num_clusters=64),
+        experts=dict(layers=(9, 11), num_experts=8, epochs=100, batch_size=512, base_lr=5e-4),
+    ),
+    "paper-vit-b": Recipe(
+        about="The paper's setting, as far as it is known: ViT-B/16 on ImageNet, many GPUs for days.",
+        pretrain=dict(
+            model="vit_base", image_size=224, patch_size=16, decoder_depth=8, decoder_width=512, decoder_heads=16,
+            epochs=800, batch_size=4096, base_lr=1.5e-4,
+        ),
+        cluster=dict(num_clusters=256),
+        experts=dict(
+            layers=(9, 11), num_experts=8, epochs=100, batch_size=1024, base_lr=7.5e-5, gate_start="random"
+        ),
+    ),
+}
+
+_STAGE = {"PretrainConfig": "pretrain", "ClusterConfig": "cluster", "ExpertsConfig": "experts"}
+
+
+def preset_options(config_class: type, preset: str) -> dict[str, Any]:
+    """The options that `preset` sets for a verb; UserError when there is no such preset."""
+    if preset not in PRESETS:
+        raise UserError(
+            f"There is no preset '{preset}': choose one of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}"
+        )
+    stage = _STAGE.get(config_class.__name__)
+    return dict(getattr(PRESETS[preset], stage)) if stage else {}

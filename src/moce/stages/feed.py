@@ -1,0 +1,96 @@
+"""What training stages share: the pictures of a run, their order, and what a step makes of a batch.
+
+Everything random about a picture in a step (crop, mirror, mask, gate noise) is a function of (seed, epoch, index of
+the picture), so a run does not depend on the number of processes or on being interrupted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moce.config import Training
+from moce.engine.devices import num_workers_of
+from moce.engine.progress import say
+from moce.engine.randomness import uniform
+from moce.engine.trainer import Plan
+from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD, finish, flips
+from moce.images.loader import Batch, Survey, survey, training_batches
+from moce.images.sampler import Order
+from moce.images.sources import Source
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Pictures in the order of a run."""
+
+    source: Source
+    survey: Survey
+    order: Order
+    plan: Plan
+    image_size: tuple[int, int]
+    config: Training
+
+    def batches(self, first_step: int, rank: int, processes: int) -> Iterator[Batch]:
+        """This process's share of each global batch from `first_step` on."""
+        return training_batches(
+            self.source,
+            self.order,
+            self.image_size,
+            self.config.min_crop,
+            self.config.seed,
+            first_step,
+            self.plan.num_steps - first_step,
+            num_workers=num_workers_of(self.config.num_workers),
+            cache_gib=self.config.cache_gib,
+            quiet=self.config.quiet,
+            unreadable=self.survey.unreadable,
+            rank=rank,
+            world=processes,
+        )
+
+
+def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], config: Training) -> Feed:
+    """The feed of a run over surveyed pictures."""
+    order = Order(
+        len(source), config.batch_size, config.seed, kind=config.order, shards=source.shards(), allowed=None
+    )
+    plan = Plan(order.steps_for(config.epochs), len(source), config.batch_size, config.warmup)
+    return Feed(source, checked, order, plan, image_size, config)
+
+
+def checked_pictures(source: Source, quiet: bool) -> Survey:
+    """Survey the pictures before anything is written; UserError where too many cannot be read."""
+    return survey(source, quiet)
+
+
+def list_unreadable(folder: Path, source: Source, indices: list[int], quiet: bool) -> None:
+    """Name the pictures that were skipped in the run folder, and say so."""
+    if not indices:
+        return
+    names = [f"{i}\t{source.name(i)}\n" for i in indices]
+    (folder / "unreadable.txt").write_text("".join(names), encoding="utf-8")
+    say(f"{len(indices)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them", quiet)
+
+
+def prepared(batch: Batch, config: Training, device: torch.device) -> Float[Tensor, "images channels height width"]:
+    """Pictures of a batch on the device, mirrored and normalised."""
+    images = batch.images.to(device, non_blocking=True)
+    mirrored = flips(config.seed, batch.epochs, batch.indices).to(device) if config.flip else None
+    return finish(images, mirrored, *normalisation(images.shape[1]))
+
+
+def mask_noise(batch: Batch, seed: int, num_patches: int, device: torch.device) -> Float[Tensor, "images patches"]:
+    """The noise that decides which patches are masked."""
+    return uniform(seed, "mask", batch.epochs, batch.indices, num_patches).to(device)
+
+
+def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) per channel, of values in [0, 1]: ImageNet's for colour, its average otherwise."""
+    if channels == 3:
+        return tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)
+    return (float(np.mean(IMAGENET_MEAN)),) * channels, (float(np.mean(IMAGENET_STD)),) * channels
