@@ -91,3 +91,37 @@ def test_the_lock_holds_the_declared_dependencies() -> None:
     names = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted}  # type: ignore[index]
     pinned = set(re.findall(r"^([a-z0-9.-]+)==", (REPOSITORY / "requirements.lock").read_text(), flags=re.M))
     assert names - pinned == set()
+
+
+def test_the_design_page_names_every_module() -> None:
+    picture = (REPOSITORY / "docs" / "design.md").read_text().partition("<!-- modules -->")[2]
+    named: set[str] = set()
+    folder = ""
+    for line in picture.partition("    tests/")[0].splitlines():
+        if match := re.match(r" {6}(?:(\w+)/|(\w+\.py)) ", line + " "):
+            folder = match[1] or ""
+            if match[2]:
+                named.add(match[2])
+        elif match := re.match(r" {8}(\w+\.py|\w+/) ", line):
+            named.add(f"{folder}/{match[1]}")
+    source = REPOSITORY / "src" / "moce"
+    modules = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
+    modules = {"images/toyworld/" if "toyworld" in name else name for name in modules}
+    modules -= {name for name in modules if name.endswith("/__init__.py")}
+    assert named - modules == set(), "the page names modules that do not exist"
+    assert modules - named == set(), "modules that the page does not name"
+
+
+def test_commands_in_the_documentation_exist() -> None:
+    from moce.__main__ import LATER, parse
+
+    commands = []
+    for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]:
+        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)
+        for block in blocks:
+            commands += re.findall(r"^(?:\.venv/bin/)?moce (.+)$", block.replace("\\\n", " "), flags=re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        words = command.partition("#")[0].split()
+        if words[0] not in LATER and "--help" not in words:
+            parse(words)
