@@ -3,14 +3,15 @@
     stream = mix(sha256(purpose) ^ mix(seed + G)),   row = mix(mix(stream + G (epoch + 1)) + G (index + 1)),
     bits = mix(row + G (place + 1)),   uniform = (bits >> 40) 2^-24,   normal = sqrt(2) erfinv(2 uniform + 2^-24 - 1)
 
-`mix` and G are those of splitmix64 (Steele, Lea and Flood 2014). It differs from the textbook generator in that there is
-no state to carry: masks, crops, flips and gate noise are looked up, so one process or two, interrupted or not, in this
-order or that, see the same numbers. A draw per step rather than per image takes the step as `epochs` and the place in the
-global batch as `indices`.
+`mix` and G are those of splitmix64 (Steele, Lea and Flood 2014). It differs from the textbook generator in
+that there is no state to carry: masks, crops, flips and gate noise are looked up, so one process or two,
+interrupted or not, in this order or that, see the same numbers. A draw per step rather than per image takes
+the step as `epochs` and the place in the global batch as `indices`.
 
-Torch has no unsigned 64-bit integers to compute with: int64 wraps on addition and multiplication just as uint64 does, and
-the sign bits that an arithmetic shift drags in are masked away. So `uniform` has the same bits on every device. `normal`
-goes through float64, which hides the devices' different last places from all but about one float32 in 10^8.
+Torch has no unsigned 64-bit integers to compute with: int64 wraps on addition and multiplication just as
+uint64 does, and the sign bits that an arithmetic shift drags in are masked away. So `uniform` has the same
+bits on every device. `normal` goes through float64, which hides the devices' different last places from all
+but about one float32 in 10^8.
 """
 
 import hashlib

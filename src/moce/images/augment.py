@@ -1,11 +1,12 @@
 """Crops and flips: the law of RandomResizedCrop, drawn as a function of (seed, epoch, image), and two ways to cut.
 
-`crop_and_resize` cuts one picture of any size with torch's integer kernel; `resize_crops` cuts a batch of equal-sized
-ones: on the CPU by the same kernel, picture by picture (faster there than products), on other devices as two batched matrix
-products, rows_BhH @ (images_BCHW @ columns_BWw). All crop first and resize then: the cubic of Keys (1981) with a = -0.5,
-widened when shrinking (antialias), its weights cut off at the box and scaled to sum 1, as in Pillow. The products differ
-from `interpolate` on floats in that the intermediate result is rounded to 0..255 like Pillow's, which keeps the two ways
-within 2 grey levels where the cubic overshoots.
+`crop_and_resize` cuts one picture of any size with torch's integer kernel; `resize_crops` cuts a batch of
+equal-sized ones: on the CPU by the same kernel, picture by picture (faster there than products), on other
+devices as two batched matrix products, rows_BhH @ (images_BCHW @ columns_BWw). All crop first and resize
+then: the cubic of Keys (1981) with a = -0.5, widened when shrinking (antialias), its weights cut off at the
+box and scaled to sum 1, as in Pillow. The products differ from `interpolate` on floats in that the
+intermediate result is rounded to 0..255 like Pillow's, which keeps the two ways within 2 grey levels where
+the cubic overshoots.
 """
 
 import functools
@@ -34,8 +35,11 @@ def crop_boxes(
     min_scale: float,
     max_scale: float = 1.0,
 ) -> Int64[Tensor, "images 4"]:
-    """(top, left, height, width) of RandomResizedCrop: a share of the area uniform between the scales, a log-uniform
-    ratio of 3/4 to 4/3, ten tries to fit, else the largest central box whose ratio is allowed."""
+    """(top, left, height, width) of RandomResizedCrop.
+
+    A share of the area uniform between the scales, a log-uniform ratio of 3/4 to 4/3, ten tries to fit, else the
+    largest central box whose ratio is allowed.
+    """
     draws = uniform(seed, "crop", epochs, indices, TRIES * 4).double().view(-1, TRIES, 4)
     high, wide = heights[:, None].double(), widths[:, None].double()
     area = high * wide * (min_scale + (max_scale - min_scale) * draws[..., 0])
@@ -63,7 +67,9 @@ def crop_boxes(
     return torch.where(fits.any(1, keepdim=True), chosen, central).long()
 
 
-def flips(seed: int, epochs: Int64[Tensor, "images"], indices: Int64[Tensor, "images"]) -> Bool[Tensor, "images"]:
+def flips(
+    seed: int, epochs: Int64[Tensor, "images"], indices: Int64[Tensor, "images"]
+) -> Bool[Tensor, "images"]:
     """Which pictures are mirrored: every second, at random."""
     return uniform(seed, "flip", epochs, indices, 1)[:, 0] < 0.5
 
@@ -78,7 +84,9 @@ def crop_and_resize(
 
 
 def resize_crops(
-    images: UInt8[Tensor, "images channels height width"], boxes: Int64[Tensor, "images 4"], size: tuple[int, int]
+    images: UInt8[Tensor, "images channels height width"],
+    boxes: Int64[Tensor, "images 4"],
+    size: tuple[int, int],
 ) -> UInt8[Tensor, "images channels h w"]:
     """Each picture's own box at `size`, on the device of `images`; nothing waits for the device."""
     if images.device.type != "cpu":
@@ -90,13 +98,15 @@ def resize_crops(
 
 
 def resize_crops_by_products(
-    images: UInt8[Tensor, "images channels height width"], boxes: Int64[Tensor, "images 4"], size: tuple[int, int]
+    images: UInt8[Tensor, "images channels height width"],
+    boxes: Int64[Tensor, "images 4"],
+    size: tuple[int, int],
 ) -> UInt8[Tensor, "images channels h w"]:
     """`resize_crops` for devices that are fast at products; the number of operations does not depend on the boxes."""
     num_images, channels, height, width = images.shape
     columns = _weights(boxes[:, 1], boxes[:, 3], width, size[1])
     rows = _weights(boxes[:, 0], boxes[:, 2], height, size[0])
-    lines = images.float().view(num_images, channels * height, width)
+    lines = images.float().reshape(num_images, channels * height, width)
     lines = _to_grey_levels(torch.bmm(lines, columns.mT)).view(num_images, channels, height, size[1])
     return _to_grey_levels(torch.matmul(rows[:, None], lines)).to(torch.uint8)
 
@@ -106,9 +116,12 @@ def centre_crop(
 ) -> UInt8[Tensor, "*images channels h w"]:
     """Resized to cover size / crop_pct, then the middle; a picture that has this size already comes back unchanged."""
     height, width = image.shape[-2:]
-    cover = [math.floor(side / crop_pct + 1e-9) for side in size]
-    scale = max(cover[0] / height, cover[1] / width)
-    resized = [max(round(height * scale), cover[0]), max(round(width * scale), cover[1])]
+    high, wide = (math.floor(side / crop_pct + 1e-9) for side in size)
+    # In whole numbers, since torchvision's Resize cuts off the longer side's fraction.
+    if high * width >= wide * height:
+        resized = [high, high * width // height]
+    else:
+        resized = [wide * height // width, wide]
     if resized != [height, width]:
         batch = image.reshape(-1, *image.shape[-3:])
         batch = functional.interpolate(batch, resized, mode="bicubic", antialias=True)

@@ -1,8 +1,9 @@
 """Bytes to a uint8 tensor, upright, without transparency, first frame; or `UnreadableImage` with the reason.
 
-Every odd format ends as grey or RGB of 8 bits: EXIF orientation is applied, transparency is laid on white, palettes and
-CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits. Pillow does the work; the format is limited to those below,
-since Pillow would otherwise try some forty readers, several of which start other programs.
+Every odd format ends as grey or RGB of 8 bits: EXIF orientation is applied, transparency is laid on white,
+palettes and CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits. Pillow does the work; the format
+is limited to those below, since Pillow would otherwise try some forty readers, several of which start other
+programs.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
-"""Larger pictures (8192 x 8192) are refused: a few hundred bytes can claim to be gigabytes. Below Pillow's own warning."""
+"""Larger pictures (8192 x 8192) are refused: a few hundred bytes can claim to be gigabytes."""
 
 
 class UnreadableImage(ValueError):

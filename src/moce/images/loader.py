@@ -1,9 +1,10 @@
 """Batches of uint8 crops, for training and for looking at every picture once.
 
-Crop where it is cheap: pictures of one size that fit in memory are decoded once, into one array that this process keeps
-by the source's fingerprint, and cropped a batch at a time (on the device, if that is asked for). Pictures of various sizes
-are decoded and cropped from the original in worker processes. Which crop comes out is a function of (seed, epoch, index)
-either way, so neither the number of workers nor an interruption changes a batch.
+Crop where it is cheap: pictures of one size that fit in memory are decoded once, into one array that this
+process keeps by the source's fingerprint, and cropped a batch at a time (on the device, if that is asked
+for). Pictures of various sizes are decoded and cropped from the original in worker processes. Which crop
+comes out is a function of (seed, epoch, index) either way, so neither the number of workers nor an
+interruption changes a batch.
 """
 
 import signal
@@ -49,7 +50,11 @@ def readable_substitute(
     unreadable: Iterable[int], num_images: int, allowed: Int64[Tensor, "allowed"] | None = None
 ) -> Int64[Tensor, "images"]:
     """For each index itself or, where it cannot be read (or is not allowed), the next one that can, around the end."""
-    good = torch.ones(num_images, dtype=torch.bool) if allowed is None else torch.zeros(num_images, dtype=torch.bool)
+    good = (
+        torch.ones(num_images, dtype=torch.bool)
+        if allowed is None
+        else torch.zeros(num_images, dtype=torch.bool)
+    )
     if allowed is not None:
         good[allowed] = True
     good[list(unreadable)] = False
@@ -88,7 +93,9 @@ def training_batches(
         return (Batch(*batch) for batch in _load(crops, range(start_step, num_steps), num_workers))
     substitute = readable_substitute({*unreadable, *decoded.unreadable}, len(source), order.allowed)
     images = decoded.images if device is None else decoded.images.to(device)
-    return _crops_of_array(images, order, size, min_scale, seed, range(start_step, num_steps), substitute, rank, world)
+    return _crops_of_array(
+        images, order, size, min_scale, seed, range(start_step, num_steps), substitute, rank, world
+    )
 
 
 def _crops_of_array(
@@ -180,7 +187,9 @@ def centred_batches(
 class _Centres(Dataset):
     """Item b is batch b: its readable pictures' indices and central crops."""
 
-    def __init__(self, source: Source, batches: Sequence[Tensor], size: tuple[int, int], crop_pct: float) -> None:
+    def __init__(
+        self, source: Source, batches: Sequence[Tensor], size: tuple[int, int], crop_pct: float
+    ) -> None:
         self.source, self.batches, self.size, self.crop_pct = source, batches, size, crop_pct
 
     def __getitem__(self, number: int) -> Any:
@@ -197,13 +206,14 @@ class _Centres(Dataset):
 
 def _load(dataset: Dataset, items: range, num_workers: int) -> Iterator[Any]:
     """dataset[i] for each item, in order, made by worker processes that live as long as the iteration."""
-    workers = spare_cores() if num_workers < 0 else num_workers
+    workers = min(spare_cores() if num_workers < 0 else num_workers, len(items))
     loader = DataLoader(
         _Excused(dataset),
         batch_size=None,
         sampler=items,
-        num_workers=min(workers, len(items)),
+        num_workers=workers,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else it would draw from torch's global one
         # Forked workers start at once and see the source's memory. They must not use torch's threads, which do not
         # survive a fork: a worker of torch sets their number to 1 before anything else.
         multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
@@ -220,7 +230,7 @@ def _start_worker(worker: int) -> None:
 
 
 class _Excused(Dataset):
-    """Hands a UserError over as an item: raised in a worker, it would arrive with the worker's traceback as its text."""
+    """Hands a UserError over as an item: raised in a worker, it would arrive with that worker's traceback."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset

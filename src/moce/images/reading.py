@@ -24,7 +24,7 @@ CACHE_GIB = 4.0
 
 
 class Survey(NamedTuple):
-    """`size` is (height, width) when all that were looked at have the same; `unreadable` indices among the `checked`."""
+    """`size` is (height, width) when all `checked` pictures have the same; `unreadable` are the broken ones' indices."""
 
     size: tuple[int, int] | None
     unreadable: list[int]
@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
     unreadable: list[int]
 
 
-# Kept by fingerprint as long as the process lives, so that the stages of a pipeline do not decode the same pictures again.
+# Kept by fingerprint as long as the process lives: the stages of a pipeline do not decode the same pictures again.
 _surveys: dict[str, Survey] = {}
 _decoded: OrderedDict[str, Decoded] = OrderedDict()
 
@@ -117,7 +117,10 @@ def _look(
                 images[index] = image
         return len(chunk)
 
-    with track(len(indices), "reading pictures", quiet=quiet) as progress, ThreadPoolExecutor(_cores()) as pool:
+    with (
+        track(len(indices), "reading pictures", quiet=quiet) as progress,
+        ThreadPoolExecutor(_cores()) as pool,
+    ):
         for count in pool.map(decode, range(0, len(indices), CHUNK)):
             progress.advance(count)
     _refuse_if_many(source, sorted(broken), len(indices))
@@ -152,7 +155,10 @@ def _refuse_if_many(source: Source, broken: list[tuple[int, str]], checked: int)
 
 def _keep(key: str, decoded: Decoded, cache_gib: float) -> None:
     """The oldest arrays make room."""
-    while _decoded and sum(_gib(d.images.shape) for d in _decoded.values()) + _gib(decoded.images.shape) > cache_gib:
+    while (
+        _decoded
+        and sum(_gib(d.images.shape) for d in _decoded.values()) + _gib(decoded.images.shape) > cache_gib
+    ):
         _decoded.popitem(last=False)
     _decoded[key] = decoded
 

@@ -1,0 +1,217 @@
+"""Parquet files of pictures, as on the Hugging Face hub; a picture is found by its row, row groups are the shards."""
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from moce.errors import UserError
+from moce.images.decode import UnreadableImage, decode
+
+CACHE_BYTES = 512 * 2**20  # of compressed pictures, a process
+
+
+class ParquetImages:
+    """Parquet files with an image column: struct{bytes, path} as on the Hugging Face hub, or plain binary.
+
+    Row groups are the shards. They are read when first needed and kept, compressed pictures only, up to 512 MiB.
+    """
+
+    def __init__(self, uri: str, files: list[Path], channels: int = 3) -> None:
+        self.uri, self.files, self.channels = uri, files, channels
+        about = [_about(path) for path in files]
+        self.column = about[0].column
+        for path, other in zip(files, about):
+            if other.column != self.column:
+                raise UserError(
+                    f"'{path}' has its pictures in '{other.column}', '{files[0]}' in '{self.column}'."
+                )
+            if other.classes != about[0].classes:
+                raise UserError(f"'{path}' has other classes than '{files[0]}'.")
+        # Of each row group: which file, which group in it, the index of its first row.
+        self._places = [(file, i) for file, other in enumerate(about) for i in range(len(other.rows))]
+        self._starts = np.cumsum([0] + [rows for other in about for rows in other.rows])
+        if not len(self):
+            raise UserError(f"'{uri}' has no rows.")
+        self.labels = _joined_labels(uri, about)
+        self.classes = None if self.labels is None else _checked_classes(uri, about[0].classes, self.labels)
+        parts = (os.fsencode(path.name) + b"\0" + other.footer for path, other in zip(files, about))
+        self._fingerprint = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for cache in ("_groups", "_lock"):
+            del state[cache]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def name(self, index: int) -> str:
+        """File and row in it."""
+        file = self._places[self._group_of(index)][0]
+        first_group = next(i for i, place in enumerate(self._places) if place[0] == file)
+        return f"{self.files[file].name} row {index - int(self._starts[first_group])}"
+
+    def _group_of(self, index: int) -> int:
+        assert 0 <= index < len(self), index
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+        """See `Source`."""
+        group = self._group_of(index)
+        data = self._pictures(group)[index - int(self._starts[group])].as_py()
+        if data is None:
+            raise UnreadableImage("no bytes in this row")
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def _pictures(self, group: int) -> pa.ChunkedArray:
+        """The compressed pictures of a row group."""
+        if self._process != os.getpid():
+            # A fork may have taken the lock in its locked state; what was read before is still good.
+            self._lock, self._process = threading.Lock(), os.getpid()
+        with self._lock:
+            if group in self._groups:
+                self._groups.move_to_end(group)
+                return self._groups[group]
+            file, place = self._places[group]
+            try:
+                with _open_parquet(self.files[file]) as opened:
+                    # No threads: Arrow's do not survive a fork.
+                    table = opened.read_row_group(place, columns=[self.column], use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise UserError(f"'{self.files[file]}' is damaged: {_first_line(error)}") from error
+            pictures = table.column(0)
+            if pa.types.is_struct(pictures.type):
+                pictures = pc.struct_field(pictures, "bytes")
+            self._groups[group] = pictures
+            while len(self._groups) > 1 and sum(a.nbytes for a in self._groups.values()) > CACHE_BYTES:
+                self._groups.popitem(last=False)
+            return pictures
+
+    def shards(self) -> list[range]:
+        """The row groups."""
+        return [range(int(start), int(stop)) for start, stop in pairwise(self._starts) if stop > start]
+
+    def fingerprint(self) -> str:
+        """File names and footers, which hold the number, sizes and extreme values of all columns."""
+        return self._fingerprint
+
+
+class _About(NamedTuple):
+    """What a file tells without reading its pictures."""
+
+    column: str
+    rows: list[int]
+    classes: list[str] | None
+    labels: Int64[np.ndarray, "rows"] | None
+    footer: bytes
+
+
+def _about(path: Path) -> _About:
+    with _open_parquet(path) as file:
+        column = _image_column(path, file.schema_arrow)
+        rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        try:
+            labels = _labels(path, file)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"'{path}' is damaged: {_first_line(error)}") from error
+        return _About(column, rows, _class_names(file.schema_arrow), labels, _footer(path))
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"'{path}' is not a parquet file or is cut off: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _footer(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return file.read(length)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(path: Path, schema: pa.Schema) -> str:
+    """'image' where it holds pictures, else the only column that does."""
+    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    if "image" in columns:
+        return "image"
+    if len(columns) != 1:
+        fault = "no image column" if not columns else "several image columns, none of them called 'image'"
+        raise UserError(
+            f"'{path}' has {fault}: its columns are {', '.join(f'{f.name} ({f.type})' for f in schema)}."
+        )
+    return columns[0]
+
+
+def _labels(path: Path, file: pq.ParquetFile) -> Int64[np.ndarray, "rows"] | None:
+    """The column `label` where it holds whole numbers; -1 everywhere, as in hub test sets, means no labels."""
+    index = file.schema_arrow.get_field_index("label")
+    if index < 0 or not pa.types.is_integer(file.schema_arrow.field(index).type):
+        return None
+    column = file.read(columns=["label"], use_threads=False).column(0)
+    labels = column.cast(pa.int64()).fill_null(-1).to_numpy().copy()
+    if not len(labels) or labels.max() < 0:
+        return None
+    if labels.min() < 0:
+        raise UserError(f"'{path}' has labels, but none in row {int((labels < 0).argmax())}.")
+    return labels
+
+
+def _joined_labels(uri: str, about: list[_About]) -> Int64[np.ndarray, "images"] | None:
+    known = [other.labels for other in about if other.labels is not None]
+    if known and sum(map(len, known)) < sum(sum(other.rows) for other in about):
+        raise UserError(f"Some files of '{uri}' have labels and some have none.")
+    return np.concatenate(known) if known else None
+
+
+def _checked_classes(uri: str, names: list[str] | None, labels: Int64[np.ndarray, "images"]) -> list[str]:
+    highest = int(labels.max())
+    if names is None:
+        return [str(label) for label in range(highest + 1)]
+    if highest >= len(names):
+        raise UserError(f"'{uri}' has the label {highest} but names for {len(names)} classes only.")
+    return names
+
+
+def _class_names(schema: pa.Schema) -> list[str] | None:
+    """The ClassLabel names that the `datasets` library leaves in the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return None
