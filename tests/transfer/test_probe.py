@@ -8,7 +8,9 @@ from moce.transfer.metrics import scorer
 from moce.transfer.probe import INVERSE_L2, Labelled, fit_logistic, knn, linear, neighbours, vote
 
 
-def clouds(num_images: int, width: int = 24, num_classes: int = 7, seed: int = 0, spread: float = 1.0) -> Labelled:
+def clouds(
+    num_images: int, width: int = 24, num_classes: int = 7, seed: int = 0, spread: float = 1.0
+) -> Labelled:
     """Overlapping classes in features as a masked autoencoder has them: correlated, and far from the origin."""
     fixed = torch.Generator().manual_seed(100)
     mixing = torch.randn(width, width, generator=fixed) * torch.logspace(0, -2, width)
@@ -56,9 +58,12 @@ def test_neighbours_are_by_angle_not_by_distance() -> None:
 def test_knn_predicts_what_scikit_learn_predicts(k: int, temperature: float) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature))
+    theirs = KNeighborsClassifier(
+        k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / temperature)
+    )
     theirs.fit(
-        torch.cat([TRAIN.features, VAL.features]).double().numpy(), torch.cat([TRAIN.labels, VAL.labels]).numpy()
+        torch.cat([TRAIN.features, VAL.features]).double().numpy(),
+        torch.cat([TRAIN.labels, VAL.labels]).numpy(),
     )
     ours = knn(TRAIN, VAL, TEST, 7, SCORE, [k], [temperature])
     assert differing(ours.predictions, theirs.predict(TEST.features.double().numpy())) <= 1
@@ -126,7 +131,9 @@ def test_linear_refits_on_train_and_val() -> None:
     scaler = StandardScaler().fit(features)
     theirs = LogisticRegression(C=outcome.settings["C"], tol=1e-8, max_iter=10_000)
     theirs.fit(scaler.transform(features), torch.cat([TRAIN.labels, VAL.labels]).numpy())
-    assert differing(outcome.predictions, theirs.predict(scaler.transform(TEST.features.double().numpy()))) <= 1
+    assert (
+        differing(outcome.predictions, theirs.predict(scaler.transform(TEST.features.double().numpy()))) <= 1
+    )
     assert outcome.settings["val_score"] == max(outcome.settings["val_scores"])
     assert outcome.settings["C"] in outcome.settings["grid"]["C"]
 
@@ -150,7 +157,8 @@ def test_probes_are_the_same_to_the_digit_the_second_time() -> None:
 
 @pytest.mark.slow
 def test_the_whole_grid_takes_seconds() -> None:
+    """Of one core: the tests run on one thread."""
     train = clouds(4000, 192, 100, seed=1)
-    start = time.perf_counter()
+    start = time.process_time()
     fit_logistic(train, 100, INVERSE_L2)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -10,8 +10,8 @@ Logistic regression: minimise over (W, b)
 which is scikit-learn's `LogisticRegression(C=C)`, on features standardised with the training mean and deviation.
 The solver is L-BFGS, with one difference from the textbook: it works in the eigenbasis of the features, each direction
 scaled by (lambda_j / classes + 1/(C n))^-1/2, the curvature at the start. A rotation leaves |W|^2 as it is and a change
-of variable leaves the minimum where it is; only the number of steps falls, several-fold, because the features of a masked
-autoencoder are strongly correlated.
+of variable leaves the minimum where it is; only the number of steps falls, several-fold, because the features of a
+masked autoencoder are strongly correlated.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,10 @@ class Labelled(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Predicted classes of the test images, and what was chosen on the way there."""
+    """Predicted and true classes of the test images, and what was chosen on the way there."""
 
     predictions: Int64[Tensor, "images"]
+    labels: Int64[Tensor, "images"]
     settings: dict[str, Any]
 
 
@@ -90,7 +91,7 @@ def knn(
         for k in ks
         for t in temperatures
     ]
-    best, k, temperature = max(tried, key=lambda row: row[0])  # max keeps the first of equals: fewest neighbours
+    best, k, temperature = max(tried, key=lambda row: row[0])  # the first of equals: fewest neighbours
     bank = joined(train, val)
     similarities, indices = neighbours(bank.features, test.features, k)
     settings = {
@@ -99,7 +100,8 @@ def knn(
         "grid": {"k": ks, "temperature": list(temperatures)},
         "val_score": best,
     }
-    return Outcome(vote(similarities, bank.labels[indices], num_classes, temperature), settings)
+    predictions = vote(similarities, bank.labels[indices], num_classes, temperature)
+    return Outcome(predictions, test.labels, settings)
 
 
 # --------------------------------------------------------------------------------------------- logistic regression
@@ -193,4 +195,4 @@ def linear(
         "standardised": "mean and deviation of the images fitted on",
         "solver": {"evaluations": final.evaluations, "largest_gradient": final.gradient},
     }
-    return Outcome(final.predict(test.features), settings)
+    return Outcome(final.predict(test.features), test.labels, settings)
