@@ -24,7 +24,7 @@ CACHE_GIB = 4.0
 
 
 class Survey(NamedTuple):
-    """`size` is (height, width) when all `checked` pictures have the same; `unreadable` are the broken ones' indices."""
+    """`size` is (height, width) when all `checked` have the same; `unreadable` are the broken ones' indices."""
 
     size: tuple[int, int] | None
     unreadable: list[int]

@@ -26,7 +26,7 @@ LATER = ("wds", "hf", "torchvision")
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures by index. One that makes its pictures itself may offer all of them at once, `array() -> UInt8 Tensor`."""
+    """Pictures by index. One that makes its pictures itself may offer all at once: `array() -> UInt8 Tensor`."""
 
     @property
     def uri(self) -> str:
