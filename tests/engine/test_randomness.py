@@ -22,14 +22,21 @@ def test_values_are_frozen() -> None:
     epochs = torch.arange(4)
     numerators = (uniform(-3, "mask", epochs, indices, 2).double() * 2**24).long().tolist()
     assert numerators == [[16273536, 1094398], [13399731, 11773280], [14376349, 7218625], [2401484, 9546699]]
-    expected = [[0.98535186, -0.87678444], [-0.43530509, 1.77965212], [-0.86058164, -2.63313842], [-0.709445, -1.08031690]]
+    expected = [
+        [0.98535186, -0.87678444],
+        [-0.43530509, 1.77965212],
+        [-0.86058164, -2.63313842],
+        [-0.709445, -1.08031690],
+    ]
     torch.testing.assert_close(normal(7, "gate", 3, indices, 2), torch.tensor(expected), rtol=1e-6, atol=0)
 
 
 def test_the_hash_is_splitmix64() -> None:
     from moce.engine.randomness import GOLDEN, WORD, _mix, _mix_int, _signed
 
-    assert _mix_int((1234567 + GOLDEN) & WORD) == 6457827717110365317  # the published first output for this seed
+    assert (
+        _mix_int((1234567 + GOLDEN) & WORD) == 6457827717110365317
+    )  # the published first output for this seed
     words = [0, 1, WORD, 1 << 63, GOLDEN]
     assert _mix(torch.tensor([_signed(w) for w in words])).tolist() == [_signed(_mix_int(w)) for w in words]
 
@@ -42,7 +49,9 @@ def test_slicing_and_order_change_nothing(draw) -> None:  # type: ignore[no-unty
     assert torch.equal(draw(3, "crop", epochs[order], INDICES[order], 7), whole[order])
     parts = [draw(3, "crop", epochs[i : i + 77], INDICES[:300][i : i + 77], 7) for i in range(0, 300, 77)]
     assert torch.equal(torch.cat(parts), whole)
-    assert torch.equal(draw(3, "crop", epochs, INDICES[:300], 4), whole[:, :4])  # asking for more keeps the first
+    assert torch.equal(
+        draw(3, "crop", epochs, INDICES[:300], 4), whole[:, :4]
+    )  # asking for more keeps the first
     assert torch.equal(draw(3, "crop", 2, INDICES[2:300:5], 7), whole[2::5])  # one epoch for all, as an int
 
 
@@ -93,7 +102,7 @@ def test_normal_has_the_moments_of_a_normal() -> None:
     assert x.isfinite().all() and x.abs().max() < 5.5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_uniform_has_the_same_bits_on_the_gpu() -> None:
     gpu = INDICES.cuda()
     assert torch.equal(uniform(5, "crop", gpu % 3, gpu, 4).cpu(), uniform(5, "crop", INDICES % 3, INDICES, 4))

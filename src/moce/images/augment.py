@@ -2,11 +2,10 @@
 
 `crop_and_resize` cuts one picture of any size with torch's integer kernel; `resize_crops` cuts a batch of
 equal-sized ones: on the CPU by the same kernel, picture by picture (faster there than products), on other
-devices as two batched matrix products, rows_BhH @ (images_BCHW @ columns_BWw). All crop first and resize
-then: the cubic of Keys (1981) with a = -0.5, widened when shrinking (antialias), its weights cut off at the
-box and scaled to sum 1, as in Pillow. The products differ from `interpolate` on floats in that the
-intermediate result is rounded to 0..255 like Pillow's, which keeps the two ways within 2 grey levels where
-the cubic overshoots.
+devices as two batched matrix products, rows_BhH @ (images_BCHW @ columns_BWw). All crop first and resize then:
+the cubic of Keys (1981) with a = -0.5, widened when shrinking (antialias), its weights cut off at the box and
+scaled to sum 1. The products differ from `interpolate` on floats in that the intermediate result is rounded to
+0..255 like the integer kernel's, which keeps the two ways within 2 grey levels where the cubic overshoots.
 """
 
 import functools
