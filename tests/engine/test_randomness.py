@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from moce.engine.randomness import normal, uniform
 
 INDICES = torch.arange(20_000)

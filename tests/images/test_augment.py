@@ -5,6 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as tv
+
 from moce.images.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -16,9 +20,6 @@ from moce.images.augment import (
     resize_crops,
     resize_crops_by_products,
 )
-from PIL import Image
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.v2 import functional as tv
 
 
 def noise(num: int, height: int, width: int, channels: int = 3) -> torch.Tensor:

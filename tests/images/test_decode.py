@@ -5,9 +5,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from moce.images import decode as module
 from moce.images.decode import UnreadableImage, decode
-from PIL import Image
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moce.images.sampler import Order
 
 SHARDS = [range(0, 10), range(10, 37), range(37, 50)]
