@@ -11,14 +11,27 @@ nothing masked, float32, the same to the digit each time. `trainable()` is a fre
 """
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import timm
 import torch
 from jaxtyping import Float, Float32, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from moce.engine.files import read_json
+from moce.engine.progress import say
+from moce.engine.runs import read_run
+from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
+from moce.images.sources import Source
+from moce.model.autoencoder import MaskedAutoencoder
+from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
+from moce.model.weights import fingerprint, load_model, load_strictly
 
 
 class Trainable(nn.Module):
@@ -33,6 +46,10 @@ class Trainable(nn.Module):
     def auxiliary_loss(self) -> Float[Tensor, ""] | None:
         """What the last forward pass adds to the loss, already weighted; None where there is no such loss."""
         return None
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The parameters that fine-tuning moves."""
+        return self.parameters()
 
 
 @runtime_checkable
@@ -95,7 +112,10 @@ class Frozen:
 
     def trainable(self) -> Trainable:
         """A fresh copy of the network, every parameter trainable."""
-        return copy.deepcopy(self.network).requires_grad_(True).train()
+        network = copy.deepcopy(self.network).train()
+        for parameter in network.trained():
+            parameter.requires_grad = True
+        return network
 
 
 class PlainViT(Trainable):
@@ -128,3 +148,145 @@ def vit_layer(name: str, num_layers: int) -> int:
         if name.split(".")[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
         else num_layers
     )
+
+
+class RoutedViT(Trainable):
+    """An encoder with token-gated experts, whole and without noise."""
+
+    def __init__(self, model: ExpertAutoencoder, balance: float) -> None:
+        super().__init__()
+        assert model.expert_shape.gate == "token", "only token gates can do without a cluster"
+        self.model, self.balance = model, balance
+        self.num_layers = len(model.encoder.blocks) + 1
+        self._router: TokenRouter | None = None
+
+    def forward(self, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images width"]:
+        router = self.model.router()
+        assert isinstance(router, TokenRouter)
+        features = self.model.features(images, router)
+        # What a router holds is a graph of this pass: nothing to carry along where no gradient is asked for.
+        self._router = router if torch.is_grad_enabled() else None
+        return features
+
+    def layer_of(self, name: str) -> int:
+        if name.startswith("model.gate."):  # one tensor for all expert layers; it goes with the last of them
+            return max(self.model.expert_shape.layers) + 1
+        return vit_layer(name.removeprefix("model.encoder."), self.num_layers)
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """Without the decoder, which no feature passes through."""
+        yield from self.model.encoder.parameters()
+        yield from self.model.gate.parameters()
+
+    def auxiliary_loss(self) -> Float[Tensor, ""]:
+        """Importance and load of the clean gates, half of the weight each, mean of the expert layers."""
+        assert self._router is not None, "no forward pass yet"
+        shape, losses = self.model.expert_shape, []
+        for logits in self._router.logits.values():
+            load = load_loss(logits, logits, shape.top_k, max(shape.noise / shape.num_experts, 1e-6))
+            losses.append((importance_loss(logits.softmax(dim=1)) + load) / 2)
+        return self.balance * torch.stack(losses).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------- loaders
+
+
+def load_encoder(
+    path: str,
+    device: torch.device,
+    task_train: Source | None = None,
+    num_workers: int = 0,
+    quiet: bool = False,
+) -> Encoder:
+    """The encoder in a run folder or a customised folder.
+
+    `task_train` are the task's training pictures; an experts' run with a cluster gate is sliced by their vote, for
+    which neither their labels nor any other picture is looked at. UserError when there is no such model.
+    """
+    if path.startswith(("timm:", "hf:")):
+        raise UserError(f"{path}: other people's models are not supported yet; name a run folder of moce.")
+    folder = Path(path)
+    if not folder.is_dir():
+        beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"There is no model folder {path}.{did_you_mean(folder.name, beside)}")
+    if is_customised(folder):
+        return customised_encoder(folder, device, quiet)
+    info = read_run(folder, ("pretrain", "train-experts"))
+    info.result()  # says so when the run is not finished
+    model, header = load_model(folder)
+    about = header["about"]
+    facts = {
+        "name": path,
+        "method": about["method"],
+        "mean": about["mean"],
+        "std": about["std"],
+        "device": device,
+    }
+    if not isinstance(model, ExpertAutoencoder):
+        return dense_encoder(model, **facts)
+    if model.expert_shape.gate == "token":
+        network = RoutedViT(model, balance=info.config["balance"])
+        return Frozen(
+            network,
+            fingerprint=fingerprint(model),
+            width=model.encoder.embed_dim,
+            image_size=model.shape.image_size,
+            crop_pct=1.0,
+            **facts,
+        )
+    assert task_train is not None, "a cluster gate needs the task's pictures"
+    return voted_encoder(model, folder, task_train, num_workers, quiet, **facts)
+
+
+def dense_encoder(model: MaskedAutoencoder, crop_pct: float = 1.0, **facts: Any) -> Encoder:
+    """The encoder half of a masked autoencoder."""
+    vit = model.encoder
+    return Frozen(
+        PlainViT(vit),
+        fingerprint=fingerprint(vit),
+        width=vit.embed_dim,
+        image_size=model.shape.image_size,
+        crop_pct=crop_pct,
+        **facts,
+    )
+
+
+def is_customised(folder: Path) -> bool:
+    """Whether a folder is one that timm loads with `local-dir:`, as `moce customize` writes it."""
+    path = folder / "config.json"
+    return path.is_file() and "architecture" in read_json(path)
+
+
+def customised_encoder(folder: Path, device: torch.device, quiet: bool = False) -> Encoder:
+    """A customised folder, through timm; every weight of the file must find its place and none may be missing."""
+    content = read_json(folder / "config.json")
+    try:
+        vit = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
+        weights = load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder} is not a model that timm can load: {error}") from None
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"{folder} holds a {content['architecture']}, which is no plain ViT.")
+    say(f"{folder}: {load_strictly(vit, weights, str(folder))}", quiet)
+    about: dict[str, Any] = {}
+    if (folder / "choice.json").is_file():
+        about["choice"] = chosen(read_json(folder / "choice.json"))
+    given = content["pretrained_cfg"]
+    return Frozen(
+        PlainViT(vit),
+        name=str(folder),
+        method="MoCE" if about else content["architecture"],
+        fingerprint=fingerprint(vit),
+        width=vit.embed_dim,
+        image_size=tuple(given["input_size"][1:]),
+        mean=tuple(given["mean"]),
+        std=tuple(given["std"]),
+        crop_pct=given["crop_pct"],
+        device=device,
+        about=about,
+    )
+
+
+def chosen(choice: dict[str, Any]) -> dict[str, Any]:
+    """What of a choice belongs beside a result: votes of every cluster do not."""
+    return {name: value for name, value in choice.items() if name != "votes"}

@@ -1,0 +1,154 @@
+"""Measure what a model is worth on a task: choose on validation, refit on train + validation, test once."""
+
+import time
+from typing import Any
+
+import torch
+
+from moce.config import EvaluateConfig, verb
+from moce.engine.devices import peak_rss_bytes, pick_device
+from moce.engine.progress import say, track
+from moce.engine.runs import source_commit
+from moce.errors import UserError, did_you_mean
+from moce.images.tasks import Task, open_tasks, split
+from moce.transfer.encoder import Encoder, load_encoder
+from moce.transfer.finetune import Recipe, finetune
+from moce.transfer.metrics import listed, per_class, score, scorer
+from moce.transfer.pictures import Joined, Pictures
+from moce.transfer.probe import INVERSE_L2, Labelled, Outcome, knn, linear
+
+SCHEMA = 1
+PROTOCOLS = ("knn", "linear", "finetune")
+LATER = ("detect", "segment")
+
+
+@verb(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
+    """Measure a model on a task, or on all of them (`task="all"`), by one protocol.
+
+    Returns what `--json` writes: the result of the task, or a list of results. Raises UserError for a model, task or
+    protocol that is not there, and for pictures without labels.
+    """
+    check_protocol(config.protocol)
+    device = pick_device(config.device)
+    tasks = open_tasks(config.task, config.data_root)
+    results = []
+    for task in tasks:
+        results.append(evaluate_task(task, config, device))
+        say(table(results[-1:], header=len(results) == 1), config.quiet)
+    if len(results) > 1:
+        mean = sum(result["value"] for result in results) / len(results)
+        say(f"{'mean of ' + str(len(results)) + ' tasks':<31}{mean:8.4f}", config.quiet)
+    return results if config.task == "all" else results[0]
+
+
+def check_protocol(protocol: str) -> None:
+    """UserError for a protocol that is not there."""
+    if protocol in LATER:
+        raise UserError(f"--protocol {protocol} is not there yet; choose one of {', '.join(PROTOCOLS)}.")
+    if protocol not in PROTOCOLS:
+        hint = did_you_mean(protocol, PROTOCOLS + LATER)
+        raise UserError(f"There is no protocol '{protocol}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
+
+
+def evaluate_task(task: Task, config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
+    """The result of one task, as JSON."""
+    start = time.perf_counter()
+    encoder = load_encoder(config.model, device, task.train, config.num_workers, config.quiet)
+    pool = task.train if task.val is None else Joined([task.train, task.val])
+    if task.val is None:
+        train_rows, val_rows = (torch.as_tensor(rows) for rows in split(task.train))
+    else:
+        train_rows, val_rows = torch.arange(len(pool)).split([len(task.train), len(task.val)])
+    pictures, test = (
+        Pictures(source, encoder, device, config.num_workers, config.quiet) for source in (pool, task.test)
+    )
+    if config.protocol == "finetune":
+        outcome = tuned(task, encoder, pictures, train_rows, val_rows, test, config, device)
+        counts = {"num_train": len(train_rows), "num_val": len(val_rows)}
+    else:
+        train_data, val_data, test_data = (
+            labelled(p, rows) for p, rows in ((pictures, train_rows), (pictures, val_rows), (test, None))
+        )
+        outcome = probed(task, train_data, val_data, test_data, config)
+        counts = {"num_train": len(train_data.labels), "num_val": len(val_data.labels)}
+    return {
+        "schema": SCHEMA,
+        "model": config.model,
+        "model_fingerprint": encoder.fingerprint,
+        "method": encoder.method,
+        "task": task.name,
+        "protocol": config.protocol,
+        "metric": task.metric,
+        "value": score(task.metric, outcome.predictions, outcome.labels, task.num_classes),
+        "per_class": listed(per_class(outcome.predictions, outcome.labels, task.num_classes)),
+        **counts,
+        "num_test": len(outcome.labels),
+        "seed": config.seed,
+        "settings": {
+            **outcome.settings,
+            "image_size": list(encoder.image_size),
+            "crop_pct": encoder.crop_pct,
+        },
+        "chosen_on": "val",
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "commit": source_commit(),
+        "torch": torch.__version__,
+        **encoder.about,
+    }
+
+
+def labelled(pictures: Pictures, rows: torch.Tensor | None = None) -> Labelled:
+    """Features and labels of the readable ones among `rows`, or of all pictures."""
+    vectors, readable = pictures.features()
+    if rows is not None:
+        wanted = torch.isin(readable, rows)
+        vectors, readable = vectors[wanted], readable[wanted]
+    return Labelled(vectors, pictures.labels[readable])
+
+
+def probed(task: Task, train: Labelled, val: Labelled, test: Labelled, config: EvaluateConfig) -> Outcome:
+    """A probe on frozen features."""
+    chosen_by = scorer(task.metric, task.num_classes)
+    if config.protocol == "knn":
+        return knn(train, val, test, task.num_classes, chosen_by, config.k, config.temperature)
+    with track(len(INVERSE_L2) + 2, f"linear probe on {task.name}", "fits", config.quiet) as bar:
+        return linear(train, val, test, task.num_classes, chosen_by, tick=bar.advance)
+
+
+def tuned(
+    task: Task,
+    encoder: Encoder,
+    pool: Pictures,
+    train_rows: torch.Tensor,
+    val_rows: torch.Tensor,
+    test: Pictures,
+    config: EvaluateConfig,
+    device: torch.device,
+) -> Outcome:
+    """Fine-tuning of the whole encoder."""
+    recipe = Recipe(config.epochs, config.batch_size, config.layer_decay, config.seed)
+    return finetune(
+        encoder,
+        pool,
+        train_rows,
+        val_rows,
+        test,
+        task.num_classes,
+        scorer(task.metric, task.num_classes),
+        recipe,
+        config.lrs,
+        device,
+        what=f"fine-tuning on {task.name}",
+        quiet=config.quiet,
+    )
+
+
+def table(results: list[dict[str, Any]], header: bool = True) -> str:
+    """Results as lines for people."""
+    lines = [f"{'task':<16}{'metric':<15}{'value':>8}  {'protocol':<10}{'method':<10}{'seconds':>8}"] * header
+    for r in results:
+        what, how = f"{r['task']:<16}{r['metric']:<15}", f"{r['protocol']:<10}{r['method']:<10}"
+        lines.append(f"{what}{r['value']:8.4f}  {how}{r['seconds']:8.1f}")
+    return "\n".join(lines)

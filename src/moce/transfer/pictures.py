@@ -1,0 +1,159 @@
+"""A task's pictures as one encoder takes them: its size, its normalisation, by row.
+
+Train and val make up one pool, whose rows say which is which, so that the features of a picture are computed once and
+refitting on train + val is a matter of rows.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from moce.engine.devices import num_workers_of
+from moce.engine.progress import track
+from moce.errors import UserError
+from moce.images.augment import finish, flips
+from moce.images.loader import centred_batches, survey, training_batches
+from moce.images.sampler import Order
+from moce.images.sources import Source
+from moce.transfer.encoder import Encoder
+from moce.transfer.finetune import Recipe
+
+BATCH = 256  # pictures per pass of a frozen encoder
+KEPT = 64  # sets of features that a process keeps
+
+
+class Joined:
+    """Several sources as one, their indices one after the other."""
+
+    def __init__(self, parts: list[Source]) -> None:
+        self.parts = parts
+        self.uri = " + ".join(part.uri for part in parts)
+        self.classes = parts[0].classes
+        labels = [part.labels for part in parts if part.labels is not None]
+        self.labels = np.concatenate(labels) if len(labels) == len(parts) else None
+        self._starts = [0, *accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self.parts[number], index - self._starts[number]
+
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+        """See `Source`."""
+        part, inner = self._place(index)
+        return part.get(inner)
+
+    def shards(self) -> list[range]:
+        """Those of the parts."""
+        return [
+            range(start + shard.start, start + shard.stop)
+            for start, part in zip(self._starts, self.parts)
+            for shard in part.shards()
+        ]
+
+    def name(self, index: int) -> str:
+        """That of the part's picture."""
+        part, inner = self._place(index)
+        return part.name(inner)
+
+    def fingerprint(self) -> str:
+        """Those of the parts."""
+        return "+".join(part.fingerprint() for part in self.parts)
+
+
+class Pictures:
+    """Labelled pictures for one encoder; what fine-tuning calls a feed."""
+
+    def __init__(
+        self,
+        source: Source,
+        encoder: Encoder,
+        device: torch.device,
+        num_workers: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        if source.labels is None:
+            raise UserError(
+                f"'{source.uri}' has no labels, and an evaluation needs them; put the pictures of each class into a "
+                "folder of their own, or give a parquet file with a column 'label'."
+            )
+        self.source, self.encoder, self.device = source, encoder, device
+        self.num_workers, self.quiet = num_workers_of(num_workers), quiet
+        self.labels: Int64[Tensor, "images"] = torch.from_numpy(source.labels)
+
+    def _normalised(self, images: UInt8[Tensor, "batch channels h w"], flip: Tensor | None = None) -> Tensor:
+        return finish(images.to(self.device), flip, self.encoder.mean, self.encoder.std)
+
+    def training(
+        self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
+    ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+        """`num_steps` batches of random crops of these rows, half of them mirrored, with their classes."""
+        order = Order(len(self.source), recipe.batch_size, recipe.seed, allowed=rows.numpy())
+        batches = training_batches(
+            self.source,
+            order,
+            self.encoder.image_size,
+            recipe.min_crop,
+            recipe.seed,
+            start_step=0,
+            num_steps=num_steps,
+            num_workers=self.num_workers,
+            quiet=self.quiet,
+            unreadable=survey(self.source, self.quiet).unreadable,
+        )
+        for batch in batches:
+            flip = flips(recipe.seed, batch.epochs, batch.indices) if recipe.flip else None
+            yield self._normalised(batch.images, flip), self.labels[batch.indices].to(self.device)
+
+    def centred(
+        self, rows: Int64[Tensor, "rows"]
+    ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+        """Central crops of these rows: (pictures, rows), without those that cannot be read."""
+        for indices, images in self._crops(rows):
+            yield self._normalised(images), indices
+
+    def _crops(self, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        return centred_batches(
+            self.source,
+            self.encoder.image_size,
+            BATCH,
+            num_workers=self.num_workers,
+            crop_pct=self.encoder.crop_pct,
+            quiet=self.quiet,
+            indices=rows,
+        )
+
+    def features(self) -> "Features":
+        """Features of all pictures that can be read; computed once per encoder and set of pictures in a process."""
+        key = (self.encoder.fingerprint, self.source.uri, self.source.fingerprint(), self.encoder.crop_pct)
+        if key not in _kept:
+            vectors, rows = [], []
+            with track(len(self.source), f"features of {self.source.uri}", quiet=self.quiet) as bar:
+                for indices, images in self._crops():
+                    vectors.append(self.encoder.features(images))
+                    rows.append(indices)
+                    bar.advance(len(indices))
+            if not rows:
+                raise UserError(f"No picture of '{self.source.uri}' can be read.")
+            _kept[key] = Features(torch.cat(vectors), torch.cat(rows))
+            while len(_kept) > KEPT:
+                _kept.popitem(last=False)
+        return _kept[key]
+
+
+class Features(NamedTuple):
+    """Features of the readable rows of a source."""
+
+    vectors: Float32[Tensor, "readable width"]
+    rows: Int64[Tensor, "readable"]
+
+
+_kept: OrderedDict[tuple, Features] = OrderedDict()

@@ -1,0 +1,245 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from moce.engine.files import write_json
+from moce.errors import UserError
+from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD, finish
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
+from moce.model.experts import ExpertAutoencoder, ExpertShape
+from moce.model.weights import save_model
+from moce.transfer.encoder import Encoder, is_customised, load_encoder
+
+CPU = torch.device("cpu")
+SHAPE = AutoencoderShape(
+    "vit_tiny_patch16_224", (16, 16), (4, 4), decoder_depth=1, decoder_width=32, decoder_heads=2
+)
+ABOUT = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+def pictures(count: int = 5, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+def run_folder(path: Path, verb: str, options: dict[str, Any], model: MaskedAutoencoder, method: str) -> Path:
+    path.mkdir()
+    write_json(path / "config.json", {"verb": verb, "options": options})
+    write_json(path / "result.json", {})
+    save_model(path / "model.safetensors", model, {**ABOUT, "method": method})
+    return path
+
+
+@pytest.fixture(scope="module")
+def dense() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(SHAPE).eval()
+
+
+@pytest.fixture(scope="module")
+def token(dense: MaskedAutoencoder) -> ExpertAutoencoder:
+    torch.manual_seed(1)
+    model = ExpertAutoencoder.from_dense(dense, ExpertShape((5, 9), 3, "token", 0, 0)).eval()
+    for layer in (5, 9):  # experts that differ, as after training
+        for parameter in model.encoder.blocks[layer].mlp.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folders(
+    dense: MaskedAutoencoder, token: ExpertAutoencoder, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "MAE": run_folder(root / "mae", "pretrain", {}, dense, "MAE"),
+        "MAE*": run_folder(root / "star", "train-experts", {"gate": "none"}, dense, "MAE*"),
+        "TokenMoE": run_folder(
+            root / "token", "train-experts", {"gate": "token", "balance": 0.02}, token, "TokenMoE"
+        ),
+        "MoCE": customised_folder(root / "custom", dense),
+    }
+
+
+def customised_folder(path: Path, dense: MaskedAutoencoder) -> Path:
+    """As `moce customize` writes it."""
+    path.mkdir()
+    content = {
+        "architecture": SHAPE.architecture,
+        "num_classes": 0,
+        "num_features": 192,
+        "model_args": {"img_size": [16, 16], "patch_size": 4, "global_pool": "avg", "fc_norm": False},
+        "pretrained_cfg": {
+            "input_size": [3, 16, 16],
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "interpolation": "bicubic",
+            "crop_pct": 0.9,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    (path / "config.json").write_text(json.dumps(content))
+    (path / "choice.json").write_text(json.dumps({"strategy": "vote", "cluster": 2, "votes": [0, 1, 9]}))
+    save_file({n: t.contiguous() for n, t in dense.encoder.state_dict().items()}, path / "model.safetensors")
+    return path
+
+
+def opened(folders: dict[str, Path], method: str) -> Encoder:
+    return load_encoder(str(folders[method]), CPU, quiet=True)
+
+
+METHODS = ["MAE", "MAE*", "TokenMoE", "MoCE"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_features_are_the_same_to_the_digit_each_time(folders: dict[str, Path], method: str) -> None:
+    """Masking that stays on, or noise on a gate, would show here."""
+    encoder = opened(folders, method)
+    assert isinstance(encoder, Encoder)
+    assert encoder.method == method
+    first = encoder.features(pictures())
+    assert first.dtype == torch.float32
+    assert first.shape == (5, 192)
+    torch.manual_seed(123)
+    assert first.equal(encoder.features(pictures()))
+    again = opened(folders, method)
+    assert first.equal(again.features(pictures()))
+    assert encoder.fingerprint == again.fingerprint
+    assert len(encoder.fingerprint) == 16
+
+
+@pytest.mark.parametrize("method", ["MAE", "MAE*", "MoCE"])
+def test_features_are_those_of_the_weights_in_the_folder(
+    folders: dict[str, Path], dense: MaskedAutoencoder, method: str
+) -> None:
+    """A load that found no weights would give the features of another, random network."""
+    wanted = dense.features(finish(pictures(), None)).detach()
+    torch.testing.assert_close(opened(folders, method).features(pictures()), wanted, atol=1e-5, rtol=0)
+
+
+def test_token_gates_are_transferred_whole(
+    folders: dict[str, Path], token: ExpertAutoencoder, dense: MaskedAutoencoder
+) -> None:
+    features = opened(folders, "TokenMoE").features(pictures())
+    wanted = token.features(finish(pictures(), None), token.router()).detach()
+    torch.testing.assert_close(features, wanted, atol=1e-5, rtol=0)
+    assert (features - dense.features(finish(pictures(), None))).abs().max() > 1e-2
+
+
+def test_fingerprints_tell_weights_apart(folders: dict[str, Path]) -> None:
+    prints = {method: opened(folders, method).fingerprint for method in METHODS}
+    assert prints["MAE"] == prints["MAE*"] == prints["MoCE"]  # the same encoder three times
+    assert prints["TokenMoE"] != prints["MAE"]
+
+
+@pytest.mark.parametrize("method", ["MAE", "TokenMoE"])
+def test_a_trainable_copy_starts_as_the_encoder_and_leaves_it_alone(
+    folders: dict[str, Path], method: str
+) -> None:
+    encoder = opened(folders, method)
+    before = encoder.features(pictures())
+    network = encoder.trainable()
+    assert network.training
+    torch.testing.assert_close(network(finish(pictures(), None)).detach(), before, atol=1e-6, rtol=0)
+    names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert any("pos_embed" in name for name in names)
+    assert not any("decoder" in name or "mask_token" in name for name in names)
+    loss = network(finish(pictures(), None)).square().sum()
+    auxiliary = network.auxiliary_loss()
+    assert (auxiliary is None) == (method == "MAE")
+    (loss if auxiliary is None else loss + auxiliary).backward()
+    for name, parameter in network.named_parameters():
+        if name in names:
+            assert parameter.grad is not None, name
+            parameter.data += parameter.grad
+    assert before.equal(encoder.features(pictures()))
+    assert not encoder.trainable().layer_of("vit.norm.weight") < network.num_layers
+
+
+def test_layers_count_from_the_pixels_up(folders: dict[str, Path]) -> None:
+    plain, routed = (opened(folders, method).trainable() for method in ("MAE", "TokenMoE"))
+    for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
+        assert plain.layer_of(f"vit.{name}") == routed.layer_of(f"model.encoder.{name}") == 0
+    assert plain.layer_of("vit.blocks.0.norm1.weight") == 1
+    assert plain.layer_of("vit.blocks.11.attn.qkv.weight") == 12
+    assert routed.layer_of("model.encoder.blocks.9.mlp.w1_EDF") == 10
+    assert routed.layer_of("model.gate.weight_LED") == 10
+    assert plain.layer_of("vit.norm.weight") == routed.layer_of("model.encoder.norm.weight") == 13
+    assert plain.num_layers == routed.num_layers == 13
+
+
+def test_the_balance_loss_is_weighted_as_in_training(
+    folders: dict[str, Path], token: ExpertAutoencoder
+) -> None:
+    from moce.model.experts import importance_loss
+
+    network = opened(folders, "TokenMoE").trainable()
+    network(finish(pictures(), None))
+    loss = network.auxiliary_loss()
+    assert loss is not None
+    router = token.router()
+    token.features(finish(pictures(), None), router)
+    importance = torch.stack([importance_loss(x.softmax(dim=1)) for x in router.logits.values()]).mean()
+    assert loss.item() >= 0.02 / 2 * importance.item() * 0.999  # and the load on top
+    assert loss.item() < 0.02 * 3  # each part is at most experts - 1
+
+
+def test_a_customised_folder_says_what_was_chosen(folders: dict[str, Path]) -> None:
+    encoder = opened(folders, "MoCE")
+    assert encoder.about == {"choice": {"strategy": "vote", "cluster": 2}}
+    assert encoder.crop_pct == 0.9
+    assert encoder.image_size == (16, 16)
+    assert is_customised(folders["MoCE"])
+    assert not is_customised(folders["MAE"])
+
+
+def test_a_customised_folder_is_a_plain_timm_model(folders: dict[str, Path]) -> None:
+    model = timm.create_model(f"local-dir:{folders['MoCE']}", pretrained=True, num_classes=0).eval()
+    with torch.no_grad():
+        wanted = model.forward_features(finish(pictures(), None))[:, 1:].mean(dim=1)
+    torch.testing.assert_close(opened(folders, "MoCE").features(pictures()), wanted, atol=1e-5, rtol=0)
+
+
+def test_weights_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    weights = load_file(folders["MoCE"] / "model.safetensors")
+    folder = tmp_path / "custom"
+    folder.mkdir()
+    (folder / "config.json").write_text((folders["MoCE"] / "config.json").read_text())
+    for wrong in (
+        {f"encoder.{name}": tensor for name, tensor in weights.items()},  # nothing fits
+        {name: tensor for name, tensor in weights.items() if name != "norm.bias"},  # one is missing
+        {**weights, "head.weight": torch.zeros(2, 192)},  # one too many
+    ):
+        save_file(wrong, folder / "model.safetensors")
+        with pytest.raises(UserError, match="missing"):
+            load_encoder(str(folder), CPU, quiet=True)
+
+
+def test_sentences_about_models_that_are_not_there(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'token'"):
+        load_encoder(str(folders["MAE"].parent / "tokens"), CPU)
+    with pytest.raises(UserError, match="not supported yet"):
+        load_encoder("timm:vit_tiny_patch16_224", CPU)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="not a run folder"):
+        load_encoder(str(tmp_path / "empty"), CPU)
+    (tmp_path / "clusters").mkdir()
+    write_json(tmp_path / "clusters" / "config.json", {"verb": "cluster", "options": {}})
+    with pytest.raises(UserError, match="a run of `moce pretrain`"):
+        load_encoder(str(tmp_path / "clusters"), CPU)
+    (tmp_path / "half").mkdir()
+    write_json(tmp_path / "half" / "config.json", {"verb": "pretrain", "options": {}})
+    with pytest.raises(UserError, match="not finished"):
+        load_encoder(str(tmp_path / "half"), CPU)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((folders["MoCE"] / "config.json").read_text())
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="not a model that timm can load"):
+        load_encoder(str(broken), CPU)
