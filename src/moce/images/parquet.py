@@ -148,7 +148,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."
 
 
 def _footer(path: Path) -> bytes:

@@ -60,7 +60,7 @@ class Order:
         self, step: int, rank: int = 0, world: int = 1
     ) -> tuple[Int64[Tensor, "batch"], Int64[Tensor, "batch"]]:
         """(image indices, their epochs) of process `rank` of `world` at this step: its slice of the global batch."""
-        assert step >= 0 and 0 <= rank < world
+        assert step >= 0 and 0 <= rank < world <= self.batch_size
         first, last = (step * self.batch_size + self.batch_size * r // world for r in (rank, rank + 1))
         places = torch.arange(first, last)
         epochs = places.div(len(self), rounding_mode="floor")
