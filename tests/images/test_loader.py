@@ -241,6 +241,19 @@ def test_pictures_are_decoded_once_in_a_process() -> None:
     assert source.decoded <= 51  # all, and once more the first
 
 
+def test_pictures_with_one_fingerprint_are_told_apart(tmp_path: Path) -> None:
+    """Two folders with files of the same names and sizes, and the same folder in grey."""
+    for folder, value in (("one", 10), ("two", 20)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / folder / "0.bmp")
+    one, two = open_images(str(tmp_path / "one")), open_images(str(tmp_path / "two"))
+    assert one.fingerprint() == two.fingerprint()
+    grey = open_images(str(tmp_path / "two"), channels=1)
+    found = [read_all(source, quiet=True) for source in (one, two, grey)]
+    assert [d.images.flatten().unique().tolist() for d in found if d] == [[10], [20], [20]]
+    assert [d.images.shape[1] for d in found if d] == [3, 3, 1]
+
+
 def test_read_all_gives_every_picture_or_nothing() -> None:
     source = Memory(30, broken=(4,))
     decoded = read_all(source, quiet=True)

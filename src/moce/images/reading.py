@@ -38,14 +38,14 @@ class Decoded(NamedTuple):
     unreadable: list[int]
 
 
-# Kept by fingerprint as long as the process lives: the stages of a pipeline do not decode the same pictures again.
+# Kept by `_key` as long as the process lives: the stages of a pipeline do not decode the same pictures again.
 _surveys: dict[str, Survey] = {}
 _decoded: OrderedDict[str, Decoded] = OrderedDict()
 
 
 def survey(source: Source, quiet: bool = False, cache_gib: float = CACHE_GIB) -> Survey:
     """Decode all pictures, or 2000 evenly spread ones of more than 20,000. UserError when more than 5 % are broken."""
-    key = source.fingerprint()
+    key = _key(source)
     if key not in _surveys:
         if hasattr(source, "array"):  # it makes its pictures itself
             image = source.get(0)[0]
@@ -64,7 +64,7 @@ def read_all(
 
     With `only_if_cheap` nothing is decoded for it: the array comes if it is there already or the source makes it.
     """
-    key = source.fingerprint()
+    key = _key(source)
     if key not in _decoded and hasattr(source, "array"):
         if _gib((len(source), *source.get(0)[0].shape)) > cache_gib:
             return None
@@ -125,7 +125,7 @@ def _look(
             progress.advance(count)
     _refuse_if_many(source, sorted(broken), len(indices))
     unreadable = sorted(index for index, _ in broken)
-    key = source.fingerprint()
+    key = _key(source)
     size = (shape[1], shape[2]) if shapes == {shape} else None
     _surveys[key] = Survey(size, unreadable, len(indices))
     if images is not None and size is not None:
@@ -161,6 +161,11 @@ def _keep(key: str, decoded: Decoded, cache_gib: float) -> None:
     ):
         _decoded.popitem(last=False)
     _decoded[key] = decoded
+
+
+def _key(source: Source) -> str:
+    """Which pictures these are. Names and sizes alone may agree by chance, of BMP files for one."""
+    return f"{source.fingerprint()} {getattr(source, 'channels', 3)} {source.uri}"
 
 
 def _gib(shape: Sequence[Any]) -> float:
