@@ -1,0 +1,236 @@
+"""Stage 1: balanced clusters of a dense model's features, kept as an assigner.
+
+    pictures -> features of the frozen dense model -> centred, length 1 -> k-means -> balanced plan -> one label each
+
+The pass over the pictures is in features.py, the solvers in balance.py and rounding.py; this file runs them and writes
+what they found. Where the pictures have classes it also clusters raw 8 x 8 pixels in the same way: clusters of features
+should agree better with the classes than those do.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from moce.config import ClusterConfig, verb
+from moce.engine.devices import num_workers_of, pick_device
+from moce.engine.files import write_whole
+from moce.engine.progress import say, track
+from moce.engine.runs import Run, open_run, read_run
+from moce.errors import UserError
+from moce.images.loader import survey
+from moce.images.sources import Source, open_images
+from moce.model.assigner import Assigner, adjusted_scores, cosines, quantiles
+from moce.model.weights import fingerprint, load_model
+from moce.stages.agreement import normalised_mutual_information, purity
+from moce.stages.balance import balanced_clusters, chunk_rows
+from moce.stages.features import CROP_PCT, Features, embed_in_place, look_at_all
+from moce.stages.feed import list_unreadable
+from moce.stages.rounding import best_and_regret, capacity_labels
+from moce.stages.thumbs import choose_members, write_thumbs
+
+CLUSTERS_FILE = "clusters.safetensors"
+
+
+class Found(NamedTuple):
+    """Clusters of embedded features."""
+
+    centroids: Float[Tensor, "clusters width"]
+    potentials: Float[Tensor, "clusters"]
+    labels: Int64[Tensor, "images"]
+    argmax_labels: Int64[Tensor, "images"]
+    marginal_error: float
+    rounds: int
+    passes: int
+
+
+def find_clusters(
+    embedded: Float[Tensor, "images width"],
+    config: ClusterConfig,
+    device: torch.device,
+    tick: Callable[[], None] = lambda: None,
+) -> Found:
+    """Balanced clusters of embedded features, and one label per picture as `config.rounding` says."""
+    fits = device.type == "cuda" and embedded.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    solved = balanced_clusters(
+        embedded.to(device) if fits else embedded,
+        config.num_clusters,
+        config.seed,
+        config.eps,
+        config.rounds,
+        config.kmeans_iterations,
+        config.tolerance,
+        device=device,
+        tick=tick,
+    )
+    # Labels come from exactly the numbers that the assigner's file will hold.
+    centroids, potentials = solved.centroids.cpu(), solved.potentials.float().cpu()
+    scores = partial(adjusted_scores, centroids=centroids, potentials=potentials, eps=config.eps)
+    rows = chunk_rows(len(centroids), centroids.shape[1], embedded.device)
+    argmax_labels, regrets = best_and_regret(embedded, scores, rows)
+    labels = argmax_labels
+    if config.rounding == "capacity":
+        capacity = -(-len(embedded) // config.num_clusters)
+        labels = capacity_labels(embedded, scores, labels, regrets, config.num_clusters, capacity, rows)
+    return Found(
+        centroids, potentials, labels, argmax_labels, solved.marginal_error, solved.rounds, solved.passes
+    )
+
+
+@verb(ClusterConfig)
+def cluster(config: ClusterConfig) -> dict[str, Any]:
+    """Cluster pictures into balanced clusters of a dense model's features; the run folder holds the assigner.
+
+    Returns the content of clusters.json (num_images, num_clusters, marginal_error, sizes, moved, nmi, purity, ...),
+    with verb, out and seed.
+    """
+    if config.eps <= 0:
+        raise UserError(f"--eps must be larger than 0, not {config.eps}.")
+    device = pick_device(config.device)
+    dense_run = read_run(config.enc, "pretrain")
+    dense_run.result()
+    model, header = load_model(dense_run.path, device)
+    source = open_images(config.images, model.shape.channels)
+    refuse_too_few(len(source), config)
+    refuse_too_few(len(source) - len(survey(source, config.quiet).unreadable), config)
+    inputs = {"images": source.fingerprint(), "dense model": fingerprint(model)}
+    with open_run(config.out, "cluster", config, inputs) as run:
+        if run.finished:
+            say(f"{run.path} is finished; --overwrite makes the clusters again", config.quiet)
+            return run.result()
+        started = time.monotonic()
+        pixels = tuple(header["about"]["mean"]), tuple(header["about"]["std"])
+        looked = look_at_all(source, model, *pixels, config, run.path)
+        refuse_too_few(len(looked.indices), config)
+        seconds = {"features": time.monotonic() - started}
+
+        with track(config.kmeans_iterations + config.rounds, "clusters", "rounds", config.quiet) as progress:
+            mean = embed_in_place(looked.features)
+            found = find_clusters(looked.features, config, device, progress.advance)
+        seconds["clusters"] = time.monotonic() - started - seconds["features"]
+        fit = cosines(looked.features, found.centroids, found.argmax_labels)
+        assigner = Assigner(
+            encoder=model,
+            centroids=found.centroids,
+            potentials=found.potentials,
+            mean=mean,
+            eps=config.eps,
+            crop_pct=CROP_PCT,
+            pixel_mean=pixels[0],
+            pixel_std=pixels[1],
+            images_fingerprint=inputs["images"],
+            encoder_fingerprint=inputs["dense model"],
+            cosine_quantiles=quantiles(fit),
+            sizes=found.labels.bincount(minlength=config.num_clusters),
+        )
+        assigner.save(run.path / CLUSTERS_FILE)
+        write_labels(run, source, looked, found, assigner, config)
+        summary = {
+            **balance_of(len(source), found, config),
+            **agreement_of(source, looked, found, config, device),
+            "mean_cosine": float(fit.double().mean()),
+            "unreadable": len(source) - len(looked.indices),
+            "rounds": found.rounds,
+            "passes": found.passes,
+            "seconds": {name: round(took, 3) for name, took in seconds.items()},
+        }
+        run.write_json("clusters.json", summary)
+        tell(summary, config)
+        return run.finish({"verb": "cluster", "out": str(run.path), "seed": config.seed, **summary})
+
+
+def refuse_too_few(num_images: int, config: ClusterConfig) -> None:
+    """UserError when there are more clusters than pictures."""
+    if config.num_clusters > num_images:
+        raise UserError(
+            f"--num-clusters {config.num_clusters} is more than the {num_images} readable pictures in "
+            f"'{config.images}'; ask for at most {num_images}, or better a tenth of that."
+        )
+
+
+def write_labels(
+    run: Run, source: Source, looked: Features, found: Found, assigner: Assigner, config: ClusterConfig
+) -> None:
+    """labels.npy by the picture's index (-1 where it cannot be read), unreadable.txt, and the thumbs."""
+    labels = np.full(len(source), -1, dtype=np.int64)
+    labels[looked.indices.numpy()] = found.labels.numpy()
+    with write_whole(run.path / "labels.npy") as path, open(path, "wb") as file:
+        np.save(file, labels)
+    list_unreadable(run.path, source, np.flatnonzero(labels < 0).tolist(), config.quiet)
+    fit = assigner.cosines(looked.features, found.labels)
+    chosen = choose_members(found.labels, fit, config.num_clusters, config.seed)
+    write_thumbs(
+        run.path / "thumbs",
+        source,
+        chosen,
+        looked.indices,
+        looked.features,
+        assigner.image_size,
+        num_workers_of(config.num_workers),
+    )
+
+
+def balance_of(num_images: int, found: Found, config: ClusterConfig) -> dict[str, Any]:
+    """How even the clusters are: of the plan, of its argmax, and of the labels that were kept."""
+    sizes, argmax_sizes = (
+        labels.bincount(minlength=config.num_clusters) for labels in (found.labels, found.argmax_labels)
+    )
+    return {
+        "num_images": num_images,
+        "num_clusters": config.num_clusters,
+        "marginal_error": found.marginal_error,
+        "size_min": int(sizes.min()),
+        "size_max": int(sizes.max()),
+        "size_min_argmax": int(argmax_sizes.min()),
+        "size_max_argmax": int(argmax_sizes.max()),
+        "moved": float((found.labels != found.argmax_labels).double().mean()),
+    }
+
+
+def agreement_of(
+    source: Source, looked: Features, found: Found, config: ClusterConfig, device: torch.device
+) -> dict[str, float | None]:
+    """Agreement of the labels with the classes, and that of clusters of raw pixels; None without classes.
+
+    The raw pixels in `looked` are overwritten by their embedding.
+    """
+    if looked.raw is None or source.labels is None:
+        return dict.fromkeys(("nmi", "purity", "nmi_raw", "purity_raw"))
+    steps = config.kmeans_iterations + config.rounds
+    with track(steps, "clusters of raw pixels", "rounds", config.quiet) as progress:
+        embed_in_place(looked.raw)
+        raw = find_clusters(looked.raw, config, device, progress.advance)
+    classes = source.labels[looked.indices.numpy()]
+    return {
+        "nmi": normalised_mutual_information(found.labels.numpy(), classes),
+        "purity": purity(found.labels.numpy(), classes),
+        "nmi_raw": normalised_mutual_information(raw.labels.numpy(), classes),
+        "purity_raw": purity(raw.labels.numpy(), classes),
+    }
+
+
+def tell(summary: dict[str, Any], config: ClusterConfig) -> None:
+    """What a person wants to know, on stderr."""
+    s = summary
+    say(
+        f"{s['num_images'] - s['unreadable']:,} pictures in {s['num_clusters']} clusters of {s['size_min']} to "
+        f"{s['size_max']} (plain argmax: {s['size_min_argmax']} to {s['size_max_argmax']}; {s['moved']:.1%} moved), "
+        f"error of the plan's marginals {s['marginal_error']:.1e}",
+        config.quiet,
+    )
+    if s["marginal_error"] > config.tolerance:
+        say(
+            f"warning: that error is above --tolerance {config.tolerance}; a larger --eps balances more easily",
+            config.quiet,
+        )
+    if s["nmi"] is not None:
+        say(
+            f"agreement with the classes: NMI {s['nmi']:.3f}, purity {s['purity']:.3f}; clusters of raw 8 x 8 pixels: "
+            f"NMI {s['nmi_raw']:.3f}, purity {s['purity_raw']:.3f}",
+            config.quiet,
+        )

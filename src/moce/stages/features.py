@@ -1,0 +1,88 @@
+"""Features of every picture of a source: one pass of a frozen model over central crops, nothing masked."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from moce.config import ClusterConfig
+from moce.engine.devices import num_workers_of
+from moce.engine.files import require_space
+from moce.engine.progress import track
+from moce.images.loader import centred_batches
+from moce.images.sources import Source
+from moce.model.assigner import embed, encoder_features
+from moce.model.autoencoder import MaskedAutoencoder
+
+CROP_PCT = 1.0
+RAW_SIDE = 8  # pixels
+ON_DISK_FROM = 2**30  # bytes
+
+
+class Features(NamedTuple):
+    """All readable pictures, in the order of their indices."""
+
+    indices: Int64[Tensor, "images"]
+    features: Float[Tensor, "images width"]
+    raw: (
+        Float[Tensor, "images pixels"] | None
+    )  # 8 x 8 pixels, where the pictures have classes to compare with
+
+
+def room_for(rows: int, width: int, folder: Path) -> Float[Tensor, "rows width"]:
+    """A float32 array: in memory, or from 1 GiB on in a nameless file in `folder` that goes with the process."""
+    size = rows * width * 4
+    if size < ON_DISK_FROM:
+        return torch.empty(rows, width)
+    require_space(folder, size)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, width)))
+
+
+def raw_pixels(images: UInt8[Tensor, "images channels height width"]) -> Float[Tensor, "images pixels"]:
+    """Pictures shrunk to 8 x 8 by averaging."""
+    return F.adaptive_avg_pool2d(images.float(), RAW_SIDE).flatten(1)
+
+
+def look_at_all(
+    source: Source,
+    model: MaskedAutoencoder,
+    pixel_mean: tuple[float, ...],
+    pixel_std: tuple[float, ...],
+    config: ClusterConfig,
+    folder: Path,
+) -> Features:
+    """One pass over the source; pictures that cannot be read are left out. Large arrays lie in `folder`."""
+    shape, workers = model.shape, num_workers_of(config.num_workers)
+    features = room_for(len(source), model.encoder.embed_dim, folder)
+    raw = None if source.labels is None else room_for(len(source), shape.channels * RAW_SIDE**2, folder)
+    batches = centred_batches(source, shape.image_size, config.batch_size, workers, CROP_PCT, config.quiet)
+    indices = []
+    done = 0
+    with track(len(source), "features", quiet=config.quiet) as progress:
+        for numbers, images in batches:
+            here = slice(done, done + len(numbers))
+            features[here] = encoder_features(model, images, pixel_mean, pixel_std)
+            if raw is not None:
+                raw[here] = raw_pixels(images)
+            indices.append(numbers)
+            done += len(numbers)
+            progress.advance(len(numbers))
+    return Features(torch.cat(indices), features[:done], None if raw is None else raw[:done])
+
+
+def embed_in_place(features: Float[Tensor, "images width"], rows: int = 8192) -> Float[Tensor, "width"]:
+    """Subtract the mean of all pictures and scale each to length 1; returns the mean."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for chunk in features.split(rows):
+        total += chunk.sum(dim=0, dtype=torch.float64)
+    mean = (total / len(features)).float()
+    for chunk in features.split(rows):
+        chunk.copy_(embed(chunk, mean))
+    return mean

@@ -1,0 +1,70 @@
+"""From the balanced plan to one cluster per picture.
+
+The argmax of a plan's rows is not balanced although the plan is. `capacity_labels` gives every cluster at most so many
+pictures: pictures choose one after the other, those with the largest regret (best score minus second best) first, each
+the best cluster that still has room.
+
+That order is found without a loop over pictures. Everybody applies to his best cluster; a full cluster keeps those
+that come first in the order and refuses the others, who apply to their next best, until nobody is refused (deferred
+acceptance, Gale and Shapley 1962). As all clusters prefer pictures in one and the same order, there is exactly one
+stable outcome, and it is the outcome of choosing one after the other.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Scores = Callable[[Tensor], Tensor]
+"""Embedded features [rows, width] to scores [rows, clusters], such as `Assigner.scores`."""
+
+
+def best_and_regret(
+    features: Float[Tensor, "images width"], scores: Scores, rows: int
+) -> tuple[Int64[Tensor, "images"], Float[Tensor, "images"]]:
+    """(the best cluster, best score minus second best) of every picture. At least 2 clusters."""
+    labels, regrets = [], []
+    for chunk in features.split(rows):
+        found = scores(chunk)
+        labels.append(found.argmax(dim=1))
+        first_two = found.topk(2, dim=1).values
+        regrets.append(first_two[:, 0] - first_two[:, 1])
+    return torch.cat(labels), torch.cat(regrets)
+
+
+def capacity_labels(
+    features: Float[Tensor, "images width"],
+    scores: Scores,
+    labels: Int64[Tensor, "images"],
+    regrets: Float[Tensor, "images"],
+    num_clusters: int,
+    capacity: int,
+    rows: int,
+) -> Int64[Tensor, "images"]:
+    """Labels with at most `capacity` pictures per cluster; `labels` and `regrets` are those of `best_and_regret`.
+
+    Equal regrets choose in the order of the pictures. Needs num_clusters * capacity >= images.
+    """
+    num_images = len(labels)
+    assert num_clusters * capacity >= num_images, "there is not room for every picture"
+    labels = labels.clone()
+    rank = torch.empty(num_images, dtype=torch.int64)  # place in the order of choosing
+    rank[regrets.argsort(descending=True, stable=True)] = torch.arange(num_images)
+    closed_from = torch.full((num_clusters,), num_images)  # a cluster refuses this rank and all later ones
+    while True:
+        sizes = labels.bincount(minlength=num_clusters)
+        overfull = sizes > capacity
+        if not overfull.any():
+            return labels
+        applicants = overfull[labels].nonzero()[:, 0]
+        applicants = applicants[(labels[applicants] * num_images + rank[applicants]).argsort()]
+        applied = labels[applicants]
+        start = (sizes * overfull).cumsum(0) - sizes * overfull  # of each cluster in `applicants`
+        place = torch.arange(len(applicants)) - start[applied]
+        first_refused = place == capacity
+        closed_from[applied[first_refused]] = rank[applicants[first_refused]]
+        for refused in applicants[place >= capacity].split(rows):
+            found = scores(features[refused.to(features.device)])
+            found[rank[refused][:, None] >= closed_from] = -torch.inf
+            labels[refused] = found.argmax(dim=1)
