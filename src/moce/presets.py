@@ -25,7 +25,7 @@ PRESETS: dict[str, Recipe] = {
     "debug": Recipe(
         about="Seconds. A model too small to learn anything, to see that everything runs.",
         pretrain=dict(
-            model="vit_micro", image_size=32, patch_size=8, decoder_depth=1, decoder_width=32, decoder_heads=2,
+            model="test_vit", image_size=32, patch_size=8, decoder_depth=1, decoder_width=32, decoder_heads=2,
             epochs=2, batch_size=32, base_lr=4e-3, log_steps=1,
         ),
         cluster=dict(num_clusters=8, rounds=5),
@@ -34,7 +34,7 @@ PRESETS: dict[str, Recipe] = {
     "demo": Recipe(
         about="Minutes on two cores, on the built-in pictures of 32 pixels (`moce demo`).",
         pretrain=dict(
-            model="vit_mini", image_size=32, patch_size=4, decoder_depth=2, decoder_width=64, decoder_heads=2,
+            model="test_vit", image_size=32, patch_size=4, decoder_depth=2, decoder_width=64, decoder_heads=2,
             epochs=12, batch_size=128, base_lr=4e-3, min_crop=0.4, log_steps=10,
         ),
         cluster=dict(num_clusters=24, rounds=10),
@@ -42,9 +42,9 @@ PRESETS: dict[str, Recipe] = {
     ),
     "tiny-imagenet": Recipe(
         about="About an hour on two cores for 50,000 pictures of 64 pixels: ViT-Ti/8.",
-        pretrain=dict(**TINY, epochs=28, batch_size=128, base_lr=2e-3),
+        pretrain=dict(**TINY, epochs=20, batch_size=128, base_lr=2e-3),
         cluster=dict(num_clusters=64),
-        experts=dict(layers=(9, 11), num_experts=8, epochs=5, batch_size=128, base_lr=1e-3),
+        experts=dict(layers=(9, 11), num_experts=8, epochs=4, batch_size=128, base_lr=1e-3),
     ),
     "tiny-imagenet-gpu": Recipe(
         about="The same model on one GPU, trained ten times longer.",

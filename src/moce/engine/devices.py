@@ -1,5 +1,6 @@
 """Which device computes, in which precision, and how much of its peak is used."""
 
+import ctypes
 import functools
 import os
 import time
@@ -59,6 +60,22 @@ def spare_cores() -> int:
 def num_workers_of(option: int) -> int:
     """The option --num-workers resolved: -1 takes the spare cores, at most 8."""
     return min(spare_cores(), 8) if option < 0 else option
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep memory that is freed instead of giving it back to the system.
+
+    A training step frees and allocates the same large tensors again; without this each of them is mapped anew and
+    faulted in page by page, which on some machines costs as much as the arithmetic. Nothing happens elsewhere.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    except (OSError, AttributeError):
+        return
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from moce.config import Training
 from moce.engine.checkpoint import checkpoints, restore_checkpoint, save_checkpoint
-from moce.engine.devices import multiplies_in_bf16, peak_flops, peak_rss_bytes, pick_device
+from moce.engine.devices import keep_freed_memory, multiplies_in_bf16, peak_flops, peak_rss_bytes, pick_device
 from moce.engine.progress import say, track
 from moce.engine.runs import Run
 from moce.errors import UserError
@@ -121,6 +121,7 @@ def train(
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
     the run's result. Raises UserError when the loss is not finite; the last good checkpoint stays.
     """
+    keep_freed_memory()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
     fabric = Fabric(accelerator=device.type, devices=1, precision="bf16-mixed" if bf16 else "32-true")

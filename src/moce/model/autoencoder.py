@@ -14,7 +14,7 @@ Shape letters: B images, N patches, V visible patches, T tokens (class token and
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import timm
 import torch
@@ -86,15 +86,18 @@ def build_encoder(shape: AutoencoderShape) -> VisionTransformer:
                 f"--image-size {side} is not a multiple of --patch-size {patch}; the nearest that fits is "
                 f"{max(round(side / patch), 1) * patch}."
             )
-    encoder = timm.create_model(
-        shape.architecture,
-        img_size=shape.image_size,
-        patch_size=shape.patch_size,
-        in_chans=shape.channels,
-        num_classes=0,
-        global_pool="avg",
-        fc_norm=False,
-    )
+    try:
+        encoder = timm.create_model(
+            shape.architecture,
+            img_size=shape.image_size,
+            patch_size=shape.patch_size,
+            in_chans=shape.channels,
+            num_classes=0,
+            global_pool="avg",
+            fc_norm=False,
+        )
+    except (TypeError, AssertionError):  # timm's own words for a model that has no such arguments
+        encoder = None
     plain = (
         isinstance(encoder, VisionTransformer)
         and encoder.num_prefix_tokens == 1
@@ -124,6 +127,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "1 toke
     return torch.cat([torch.zeros(1, width), table.float()])[None]
 
 
+@runtime_checkable
 class Router(Protocol):
     """Chooses the experts of a pass; see model/experts.py."""
 
@@ -190,13 +194,13 @@ class MaskedAutoencoder(nn.Module):
 
     # Pictures and patches
 
-    def patchify(self, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images patches pixels"]:
+    def patchify(self, images: Float[Tensor, "images channels rows columns"]) -> Float[Tensor, "images patches pixels"]:
         """Cut pictures into patches, row by row; pixels of a patch in the order channel, row, column."""
         (rows, columns), (high, wide) = self.shape.grid, self.shape.patch_size
         cut = images.reshape(images.shape[0], images.shape[1], rows, high, columns, wide)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(images.shape[0], rows * columns, -1)
 
-    def unpatchify(self, patches: Float[Tensor, "images patches pixels"]) -> Float[Tensor, "images channels height width"]:
+    def unpatchify(self, patches: Float[Tensor, "images patches pixels"]) -> Float[Tensor, "images channels rows columns"]:
         """The inverse of `patchify`."""
         (rows, columns), (high, wide) = self.shape.grid, self.shape.patch_size
         cut = patches.reshape(-1, rows, columns, self.shape.channels, high, wide).permute(0, 3, 1, 4, 2, 5)
@@ -235,7 +239,7 @@ class MaskedAutoencoder(nn.Module):
         return self._blocks(torch.cat([first.to(tokens.dtype), tokens], dim=1).float(), router)
 
     def tokens(
-        self, images: Float[Tensor, "images channels height width"], router: Router | None = None
+        self, images: Float[Tensor, "images channels rows columns"], router: Router | None = None
     ) -> Float[Tensor, "images tokens width"]:
         """Class token and all patches after the final norm, nothing masked: timm's `forward_features`."""
         patches = self.patchify(images)
@@ -243,7 +247,7 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.norm(self.encode_visible(patches, everything, router))
 
     def features(
-        self, images: Float[Tensor, "images channels height width"], router: Router | None = None
+        self, images: Float[Tensor, "images channels rows columns"], router: Router | None = None
     ) -> Float[Tensor, "images width"]:
         """One vector per picture: the mean of the patch tokens after the final norm, nothing masked."""
         return self.tokens(images, router)[:, 1:].float().mean(dim=1)
@@ -276,7 +280,7 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "images channels height width"],
+        images: Float[Tensor, "images channels rows columns"],
         noise: Float[Tensor, "images patches"],
         router: Router | None = None,
     ) -> Output:
@@ -294,10 +298,10 @@ class MaskedAutoencoder(nn.Module):
     @torch.no_grad()
     def reconstruct(
         self,
-        images: Float[Tensor, "images channels height width"],
+        images: Float[Tensor, "images channels rows columns"],
         noise: Float[Tensor, "images patches"],
         router: Router | None = None,
-    ) -> tuple[Float[Tensor, "images channels height width"], Bool[Tensor, "images patches"]]:
+    ) -> tuple[Float[Tensor, "images channels rows columns"], Bool[Tensor, "images patches"]]:
         """(pictures with the masked patches filled in, which patches were masked), in normalised pixels."""
         output = self(images, noise, router)
         patches = self.patchify(images).clone()

@@ -44,7 +44,7 @@ class Feed:
             self.config.min_crop,
             self.config.seed,
             first_step,
-            self.plan.num_steps - first_step,
+            self.plan.num_steps,
             num_workers=num_workers_of(self.config.num_workers),
             cache_gib=self.config.cache_gib,
             quiet=self.config.quiet,

@@ -1,0 +1,184 @@
+"""The autoencoder against transformers' independent implementation, and its silent failures."""
+
+import pytest
+import torch
+from torch import nn
+
+from moce.errors import UserError
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, sincos_positions
+
+SHAPE = AutoencoderShape("vit_tiny_patch16_224", (32, 32), (8, 8), decoder_depth=2, decoder_width=48, decoder_heads=3)
+
+
+def new_model(shape: AutoencoderShape = SHAPE, seed: int = 0) -> MaskedAutoencoder:
+    torch.manual_seed(seed)
+    return MaskedAutoencoder(shape)
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskedAutoencoder:
+    return new_model()
+
+
+def hugging_face_twin(model: MaskedAutoencoder) -> tuple[nn.Module, dict[str, tuple[str, slice | None, bool]]]:
+    """transformers' model with our weights, and where each of its parameters comes from in ours."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    shape, width = model.shape, model.encoder.embed_dim
+    config = ViTMAEConfig(
+        hidden_size=width,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        intermediate_size=4 * width,
+        image_size=32,
+        patch_size=8,
+        decoder_num_attention_heads=shape.decoder_heads,
+        decoder_hidden_size=shape.decoder_width,
+        decoder_num_hidden_layers=shape.decoder_depth,
+        decoder_intermediate_size=4 * shape.decoder_width,
+        mask_ratio=shape.mask_ratio,
+        norm_pix_loss=shape.norm_target,
+        layer_norm_eps=1e-6,
+        attn_implementation="eager",
+    )
+    twin = ViTMAEForPreTraining(config)
+    origin = {}
+    for name, _ in twin.named_parameters():
+        ours = name.replace("vit.embeddings.patch_embeddings.projection", "encoder.patch_embed.proj")
+        ours = ours.replace("vit.embeddings.cls_token", "encoder.cls_token")
+        ours = ours.replace("vit.embeddings.position_embeddings", "encoder.pos_embed")
+        ours = ours.replace("vit.layernorm", "encoder.norm").replace("vit.layers", "encoder.blocks")
+        ours = ours.replace("decoder.decoder_layers", "decoder_blocks").replace("decoder.", "")
+        ours = ours.replace("attention.o_proj", "attn.proj")
+        ours = ours.replace("layernorm_before", "norm1").replace("layernorm_after", "norm2")
+        part = None
+        for i, letter in enumerate("qkv"):
+            if f"attention.{letter}_proj" in ours:
+                dim = width if ours.startswith("encoder") else shape.decoder_width
+                part, ours = slice(i * dim, (i + 1) * dim), ours.replace(f"attention.{letter}_proj", "attn.qkv")
+        origin[name] = (ours, part, name.startswith("decoder.decoder_pred"))
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(as_theirs(own, origin[name], model))
+    return twin, origin
+
+
+def as_theirs(own: dict[str, torch.Tensor], origin: tuple[str, slice | None, bool], model: MaskedAutoencoder):
+    """Our tensor in their layout: q, k, v apart; pixels of a prediction channel last."""
+    name, part, pixels = origin
+    tensor = own[name] if part is None else own[name][part]
+    if pixels:
+        (high, wide), channels = model.shape.patch_size, model.shape.channels
+        tensor = tensor.reshape(channels, high, wide, -1).permute(1, 2, 0, 3).reshape(tensor.shape)
+    return tensor
+
+
+@pytest.mark.parametrize("norm_target", [True, False])
+def test_loss_and_every_gradient_equal_those_of_transformers(norm_target: bool) -> None:
+    shape = AutoencoderShape(**{**SHAPE.__dict__, "norm_target": norm_target})
+    model = new_model(shape)
+    twin, origin = hugging_face_twin(model)
+    images, noise = torch.randn(6, 3, 32, 32), torch.rand(6, 16)
+    ours = model(images, noise)
+    theirs = twin(pixel_values=images, noise=noise)
+    assert abs(ours.loss.item() - theirs.loss.item()) <= 1e-5
+    ours.loss.backward()
+    theirs.loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    compared = 0
+    for name, parameter in twin.named_parameters():
+        if parameter.grad is None or not parameter.requires_grad:
+            continue
+        mine = as_theirs(gradients, origin[name], model)
+        largest = float(parameter.grad.abs().max())
+        if "k_proj.bias" in name:  # softmax does not see a shift of all keys: both are zero up to rounding
+            assert float(mine.abs().max()) < 1e-6 and largest < 1e-6
+            continue
+        assert float((mine - parameter.grad).abs().max()) <= 1e-5 * largest, name
+        compared += 1
+    assert compared > 150
+
+
+def test_prediction_and_mask_equal_those_of_transformers(model: MaskedAutoencoder) -> None:
+    twin, _ = hugging_face_twin(model)
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    ours, theirs = model(images, noise), twin(pixel_values=images, noise=noise)
+    hidden = torch.zeros(2, 16).scatter_(1, ours.masked, 1.0)
+    assert torch.equal(hidden, theirs.mask)
+    channel_last = ours.prediction.reshape(2, -1, 3, 8, 8).permute(0, 1, 3, 4, 2).reshape(2, -1, 192)
+    wanted = theirs.logits.gather(1, ours.masked[:, :, None].expand(-1, -1, 192))
+    assert torch.allclose(channel_last, wanted, atol=1e-5)
+
+
+def test_positions_are_those_of_transformers(model: MaskedAutoencoder) -> None:
+    from transformers import ViTMAEConfig, ViTMAEModel
+
+    config = ViTMAEConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, image_size=32, patch_size=8)
+    wanted = ViTMAEModel(config).embeddings.position_embeddings
+    assert torch.allclose(sincos_positions(48, (4, 4)), wanted, atol=1e-6)
+
+
+def test_tokens_are_those_of_timm(model: MaskedAutoencoder) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(model.tokens(images), model.encoder.forward_features(images), atol=1e-5)
+
+
+def test_features_are_unmasked_and_repeatable(model: MaskedAutoencoder) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        first, second = model.features(images), model.features(images)
+        changed = images.clone()
+        changed[:, :, -8:, -8:] += 1.0
+        for corner in (model.features(changed), model.features(torch.flip(changed, (2, 3)).flip((2, 3)))):
+            assert not torch.allclose(first, corner)
+    assert torch.equal(first, second)
+
+
+def test_patches_and_back(model: MaskedAutoencoder) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.unpatchify(model.patchify(images)), images)
+    assert torch.equal(model.patchify(images)[0, 5], images[0, :, 8:16, 8:16].flatten())
+
+
+def test_reconstruction_keeps_what_was_seen(model: MaskedAutoencoder) -> None:
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
+    filled, hidden = model.reconstruct(images, noise)
+    assert hidden.sum(dim=1).tolist() == [12, 12]
+    before, after = model.patchify(images), model.patchify(filled)
+    assert torch.equal(before[~hidden], after[~hidden])
+    assert not torch.allclose(before[hidden], after[hidden])
+
+
+def test_target_has_mean_zero_and_variance_one(model: MaskedAutoencoder) -> None:
+    target = model.target(torch.rand(2, 16, 192) * 3 + 1)
+    assert torch.allclose(target.mean(dim=-1), torch.zeros(2, 16), atol=1e-4)
+    assert torch.allclose(target.var(dim=-1), torch.ones(2, 16), atol=1e-3)
+
+
+def test_same_seed_same_weights() -> None:
+    one, two, other = new_model(seed=1), new_model(seed=1), new_model(seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert not torch.equal(one.mask_token, other.mask_token)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_size": (30, 30)}, "multiple of --patch-size"),
+        ({"decoder_width": 50}, "--decoder-width 50"),
+        ({"mask_ratio": 0.99}, "would be visible"),
+        ({"architecture": "resnet18"}, "plain ViT"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        MaskedAutoencoder(AutoencoderShape(**{**SHAPE.__dict__, **change}))
+
+
+def test_names_of_models() -> None:
+    assert encoder_architecture("vit_tiny") == "vit_tiny_patch16_224"
+    assert encoder_architecture("vit_large_patch14_224") == "vit_large_patch14_224"
+    with pytest.raises(UserError, match="Did you mean 'vit_tiny'"):
+        encoder_architecture("vit_tinny")
