@@ -46,10 +46,15 @@ def verb_parser(verb: str) -> Parser:
             shown = ",".join(map(str, field.default)) if many else field.default
             text += f" [{shown}]"
         if field.metadata["positional"]:
-            parser.add_argument(field.name, help=text, metavar=field.name.upper(), nargs="+" if many else None)
+            parser.add_argument(
+                field.name, help=text, metavar=field.name.upper(), nargs="+" if many else None
+            )
         elif element is bool:
             parser.add_argument(
-                "--" + field.name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=None, help=text
+                "--" + field.name.replace("_", "-"),
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=text,
             )
         else:
             # Values stay text here: config.resolve converts them, so Python and the command line complain alike.
@@ -61,7 +66,13 @@ def verb_parser(verb: str) -> Parser:
 
 def overview() -> str:
     """The text of `moce --help`."""
-    lines = ["usage: moce VERB [options]", "", (import_module("moce").__doc__ or "").splitlines()[0], "", "verbs:"]
+    lines = [
+        "usage: moce VERB [options]",
+        "",
+        (import_module("moce").__doc__ or "").splitlines()[0],
+        "",
+        "verbs:",
+    ]
     lines += [f"  {verb:<14} {(c.__doc__ or '').splitlines()[0]}" for verb, c in CONFIGS.items()]
     lines += ["", "presets (--preset):"]
     lines += [f"  {name:<18} {recipe.about}" for name, recipe in presets.PRESETS.items()]

@@ -26,7 +26,9 @@ from typing import Any, Literal
 from moce.errors import UserError, did_you_mean
 
 
-def _option(default: Any, help: str, role: str, positional: bool = False, at_least: float | None = None) -> Any:
+def _option(
+    default: Any, help: str, role: str, positional: bool = False, at_least: float | None = None
+) -> Any:
     metadata = {"help": help, "role": role, "positional": positional, "at_least": at_least}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
@@ -68,19 +70,29 @@ class Common:
 class Training(Common):
     """Options of everything that trains on pictures."""
 
-    preset: str = given(default="tiny-imagenet", help="recipe that the options not given come from (see `moce --help`)")
+    preset: str = given(
+        default="tiny-imagenet", help="recipe that the options not given come from (see `moce --help`)"
+    )
     epochs: int = method(28, "passes over the pictures", at_least=1)
     batch_size: int = method(128, "pictures per step, over all processes", at_least=1)
     base_lr: float = method(1.5e-4, "peak learning rate = base_lr * batch size / 256 (C)", at_least=0)
-    weight_decay: float = method(0.05, "AdamW's, not on biases, norms, cls, positions and gates (C)", at_least=0)
+    weight_decay: float = method(
+        0.05, "AdamW's, not on biases, norms, cls, positions and gates (C)", at_least=0
+    )
     beta2: float = method(0.95, "AdamW's second moment decay; the first is 0.9 (C)", at_least=0)
     warmup: float = method(0.05, "share of the steps over which the learning rate rises (M)", at_least=0)
     min_crop: float = method(0.2, "smallest area of a random crop, as a share of the picture (C)", at_least=0)
     flip: bool = method(True, "mirror half of the pictures (C)")
     order: Literal["global", "shards"] = method("global", "shuffle all pictures, or shards and a window")
-    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
-    cache_gib: float = speed(4.0, "pictures of one size are kept decoded in memory up to this many GiB", at_least=0)
-    precision: Literal["auto", "fp32", "bf16"] = speed("auto", "auto: bf16 where the hardware multiplies in it")
+    num_workers: int = speed(
+        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+    )
+    cache_gib: float = speed(
+        4.0, "pictures of one size are kept decoded in memory up to this many GiB", at_least=0
+    )
+    precision: Literal["auto", "fp32", "bf16"] = speed(
+        "auto", "auto: bf16 where the hardware multiplies in it"
+    )
     compile: bool = speed(False, "compile the step with torch.compile")
     checkpoint_minutes: float = speed(5.0, "time between checkpoints", at_least=0)
     checkpoint_steps: int = speed(0, "steps between checkpoints; 0: by time alone", at_least=0)
@@ -94,7 +106,9 @@ class PretrainConfig(Training):
     images: str = given("pictures: a folder, a parquet file or glob, toyworld://KIND?split=train")
     out: str = output(dataclasses.MISSING, "folder of the run")
     init: str | None = given("start from these weights: a run of ours", default=None)
-    model: str = method("vit_tiny", "size of the encoder: any plain ViT of timm, such as vit_base_patch16_224")
+    model: str = method(
+        "vit_tiny", "size of the encoder: any plain ViT of timm, such as vit_base_patch16_224"
+    )
     image_size: int = method(64, "side of the square that the model sees, in pixels", at_least=1)
     patch_size: int = method(8, "side of a patch, in pixels", at_least=1)
     channels: int = method(3, "channels of a picture", at_least=1)
@@ -122,7 +136,9 @@ class ClusterConfig(Common):
     kmeans_iterations: int = method(25, "spherical k-means steps that the centroids start from", at_least=0)
     tolerance: float = method(1e-3, "largest error of the plan's marginals (R)", at_least=0)
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
-    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+    num_workers: int = speed(
+        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +151,22 @@ class ExpertsConfig(Training):
     out: str = output(dataclasses.MISSING, "folder of the run")
     preset: str | None = given(default=None, help="recipe; by default that of the dense model's run")
     gate: Literal["cluster", "token", "none"] = method(
-        "cluster", "what the gate reads: the picture's cluster (MoCE), each token (TokenMoE), or no experts (MAE*)"
+        "cluster",
+        "what the gate reads: the picture's cluster (MoCE), each token (TokenMoE), or no experts (MAE*)",
     )
     layers: tuple[int, ...] = method((9, 11), "encoder blocks whose MLP becomes experts, counted from 0 (L)")
     num_experts: int = method(8, "experts in each of these blocks (L)", at_least=2)
     top_k: int = method(1, "experts that a picture (or token) passes through (L)", at_least=1)
-    balance: float = method(0.01, "weight of the load balance over experts (form C, weight L; token gate: both parts)")
-    imbalance: float = method(0.005, "weight of the loss that makes each cluster's choice sharp (R; weight M)")
+    balance: float = method(
+        0.01, "weight of the load balance over experts (form C, weight L; token gate: both parts)"
+    )
+    imbalance: float = method(
+        0.005, "weight of the loss that makes each cluster's choice sharp (R; weight M)"
+    )
     distill: float = method(1.0, "weight of the distance to the dense model's features (existence R, form L)")
-    gate_noise: float = method(1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)")
+    gate_noise: float = method(
+        1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)"
+    )
     gate_lr: float = method(1e-3, "learning rate of the gates, whatever the batch (M)", at_least=0)
     gate_start: Literal["fitted", "random"] = method(
         "fitted", "fit the gates on the centroids before any expert moves, or leave them at N(0, 0.02) (M)"
@@ -151,7 +174,9 @@ class ExpertsConfig(Training):
     output_scale: Literal["straight-through", "raw"] = method(
         "straight-through", "what multiplies an expert's output: p/stopgrad(p), exactly 1, or p itself (L)"
     )
-    dispatch: Literal["sorted", "loop"] = speed("sorted", "how pictures reach their experts; loop is the reference")
+    dispatch: Literal["sorted", "loop"] = speed(
+        "sorted", "how pictures reach their experts; loop is the reference"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +189,9 @@ class CustomizeConfig(Common):
     strategy: str = method("vote", "vote, per-layer, average, nearest or cluster:K (vote R; the others ours)")
     strict: bool = method(False, "exit 2 where no cluster fits the task, instead of a warning")
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
-    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+    num_workers: int = speed(
+        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +204,19 @@ class EvaluateConfig(Common):
     data_root: str | None = given("folder that the named tasks are in", default=None)
     epochs: int = method(40, "finetune: passes over the training pictures", at_least=1)
     batch_size: int = method(64, "finetune: pictures per step", at_least=1)
-    lrs: tuple[float, ...] = method((5e-4, 1e-3, 2e-3), "finetune: peak learning rates that validation chooses from")
-    layer_decay: float = method(0.75, "finetune: factor of the learning rate from block to block, downwards (C)")
+    lrs: tuple[float, ...] = method(
+        (5e-4, 1e-3, 2e-3), "finetune: peak learning rates that validation chooses from"
+    )
+    layer_decay: float = method(
+        0.75, "finetune: factor of the learning rate from block to block, downwards (C)"
+    )
     k: tuple[int, ...] = method((1, 5, 10, 20, 50), "knn: neighbours that validation chooses from")
-    temperature: tuple[float, ...] = method((0.03, 0.07, 0.2), "knn: temperatures that validation chooses from")
-    num_workers: int = speed(-1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1)
+    temperature: tuple[float, ...] = method(
+        (0.03, 0.07, 0.2), "knn: temperatures that validation chooses from"
+    )
+    num_workers: int = speed(
+        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +345,9 @@ def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., A
             if len(args) == 1 and not options and isinstance(args[0], config_class):
                 return stage(args[0])
             if len(args) > len(positional):
-                raise TypeError(f"{stage.__name__} takes {len(positional)} positional arguments, not {len(args)}")
+                raise TypeError(
+                    f"{stage.__name__} takes {len(positional)} positional arguments, not {len(args)}"
+                )
             return stage(resolve(config_class, {**dict(zip(positional, args, strict=False)), **options}))
 
         arguments = [

@@ -25,8 +25,16 @@ PRESETS: dict[str, Recipe] = {
     "debug": Recipe(
         about="Seconds. A model too small to learn anything, to see that everything runs.",
         pretrain=dict(
-            model="test_vit", image_size=32, patch_size=8, decoder_depth=1, decoder_width=32, decoder_heads=2,
-            epochs=2, batch_size=32, base_lr=4e-3, log_steps=1,
+            model="test_vit",
+            image_size=32,
+            patch_size=8,
+            decoder_depth=1,
+            decoder_width=32,
+            decoder_heads=2,
+            epochs=2,
+            batch_size=32,
+            base_lr=4e-3,
+            log_steps=1,
         ),
         cluster=dict(num_clusters=8, rounds=5),
         experts=dict(layers=(1, 3), num_experts=4, epochs=2, batch_size=32, base_lr=2e-3, log_steps=1),
@@ -34,11 +42,22 @@ PRESETS: dict[str, Recipe] = {
     "demo": Recipe(
         about="Minutes on two cores, on the built-in pictures of 32 pixels (`moce demo`).",
         pretrain=dict(
-            model="test_vit", image_size=32, patch_size=4, decoder_depth=2, decoder_width=64, decoder_heads=2,
-            epochs=12, batch_size=128, base_lr=4e-3, min_crop=0.4, log_steps=10,
+            model="test_vit",
+            image_size=32,
+            patch_size=4,
+            decoder_depth=2,
+            decoder_width=64,
+            decoder_heads=2,
+            epochs=12,
+            batch_size=128,
+            base_lr=4e-3,
+            min_crop=0.4,
+            log_steps=10,
         ),
         cluster=dict(num_clusters=24, rounds=10),
-        experts=dict(layers=(3, 5), num_experts=8, epochs=4, batch_size=128, base_lr=2e-3, min_crop=0.4, log_steps=10),
+        experts=dict(
+            layers=(3, 5), num_experts=8, epochs=4, batch_size=128, base_lr=2e-3, min_crop=0.4, log_steps=10
+        ),
     ),
     "tiny-imagenet": Recipe(
         about="About an hour on two cores for 50,000 pictures of 64 pixels: ViT-Ti/8.",
@@ -55,8 +74,15 @@ PRESETS: dict[str, Recipe] = {
     "paper-vit-b": Recipe(
         about="The paper's setting, as far as it is known: ViT-B/16 on ImageNet, many GPUs for days.",
         pretrain=dict(
-            model="vit_base", image_size=224, patch_size=16, decoder_depth=8, decoder_width=512, decoder_heads=16,
-            epochs=800, batch_size=4096, base_lr=1.5e-4,
+            model="vit_base",
+            image_size=224,
+            patch_size=16,
+            decoder_depth=8,
+            decoder_width=512,
+            decoder_heads=16,
+            epochs=800,
+            batch_size=4096,
+            base_lr=1.5e-4,
         ),
         cluster=dict(num_clusters=256),
         experts=dict(

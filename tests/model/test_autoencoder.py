@@ -1,5 +1,7 @@
 """The autoencoder against transformers' independent implementation, and its silent failures."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,9 @@ from torch import nn
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, sincos_positions
 
-SHAPE = AutoencoderShape("vit_tiny_patch16_224", (32, 32), (8, 8), decoder_depth=2, decoder_width=48, decoder_heads=3)
+SHAPE = AutoencoderShape(
+    "vit_tiny_patch16_224", (32, 32), (8, 8), decoder_depth=2, decoder_width=48, decoder_heads=3
+)
 
 
 def new_model(shape: AutoencoderShape = SHAPE, seed: int = 0) -> MaskedAutoencoder:
@@ -20,7 +24,9 @@ def model() -> MaskedAutoencoder:
     return new_model()
 
 
-def hugging_face_twin(model: MaskedAutoencoder) -> tuple[nn.Module, dict[str, tuple[str, slice | None, bool]]]:
+def hugging_face_twin(
+    model: MaskedAutoencoder,
+) -> tuple[nn.Module, dict[str, tuple[str, slice | None, bool]]]:
     """transformers' model with our weights, and where each of its parameters comes from in ours."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -55,7 +61,10 @@ def hugging_face_twin(model: MaskedAutoencoder) -> tuple[nn.Module, dict[str, tu
         for i, letter in enumerate("qkv"):
             if f"attention.{letter}_proj" in ours:
                 dim = width if ours.startswith("encoder") else shape.decoder_width
-                part, ours = slice(i * dim, (i + 1) * dim), ours.replace(f"attention.{letter}_proj", "attn.qkv")
+                part, ours = (
+                    slice(i * dim, (i + 1) * dim),
+                    ours.replace(f"attention.{letter}_proj", "attn.qkv"),
+                )
         origin[name] = (ours, part, name.startswith("decoder.decoder_pred"))
     own = dict(model.named_parameters())
     with torch.no_grad():
@@ -111,12 +120,13 @@ def test_prediction_and_mask_equal_those_of_transformers(model: MaskedAutoencode
     assert torch.allclose(channel_last, wanted, atol=1e-5)
 
 
-def test_positions_are_those_of_transformers(model: MaskedAutoencoder) -> None:
-    from transformers import ViTMAEConfig, ViTMAEModel
-
-    config = ViTMAEConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, image_size=32, patch_size=8)
-    wanted = ViTMAEModel(config).embeddings.position_embeddings
-    assert torch.allclose(sincos_positions(48, (4, 4)), wanted, atol=1e-6)
+def test_positions_by_hand() -> None:
+    """Class token zero; of a patch the first half says its column, the second its row (the official order)."""
+    table = sincos_positions(8, (3, 4))[0]
+    assert table.shape == (13, 8) and torch.equal(table[0], torch.zeros(8))
+    row, column = 1.0, 2.0
+    wanted = [f(place * w) for place in (column, row) for f in (math.sin, math.cos) for w in (1.0, 0.01)]
+    assert table[1 + 1 * 4 + 2].tolist() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_tokens_are_those_of_timm(model: MaskedAutoencoder) -> None:
@@ -159,7 +169,9 @@ def test_target_has_mean_zero_and_variance_one(model: MaskedAutoencoder) -> None
 
 def test_same_seed_same_weights() -> None:
     one, two, other = new_model(seed=1), new_model(seed=1), new_model(seed=2)
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
     assert not torch.equal(one.mask_token, other.mask_token)
 
 

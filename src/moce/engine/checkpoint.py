@@ -26,7 +26,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, module: nn.Module, optimizer: Optimizer, sums: dict[str, Tensor], about: dict[str, Any]
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: Optimizer,
+    sums: dict[str, Tensor],
+    about: dict[str, Any],
 ) -> Path:
     """Write the state after `step` steps and drop all but the newest checkpoints."""
     tensors = {f"module.{n}": t for n, t in module.state_dict().items()}
@@ -37,20 +42,26 @@ def save_checkpoint(
     path = folder / "checkpoints" / f"step-{step:09d}.safetensors"
     with write_whole(path) as temporary:
         content = {n: t.detach().contiguous().cpu().clone() for n, t in tensors.items()}
-        save_file(content, temporary, metadata={"moce": json.dumps({"kind": "checkpoint", "step": step, **about})})
+        save_file(
+            content, temporary, metadata={"moce": json.dumps({"kind": "checkpoint", "step": step, **about})}
+        )
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink()
     return path
 
 
-def restore_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def restore_checkpoint(
+    path: Path, module: nn.Module, optimizer: Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Put a checkpoint back into module and optimiser; (sums, about) with about["step"]."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["moce"])
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise UserError(f"The checkpoint {path} cannot be read ({error}); delete it to continue from the one before.")
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({error}); delete it to continue from the one before."
+        )
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     module.load_state_dict(own)
     with torch.no_grad():

@@ -21,7 +21,9 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise UserError(f"--device cannot be '{name}': choose auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name} is not there: this machine has {torch.cuda.device_count()} CUDA devices.")
+        raise UserError(
+            f"--device {name} is not there: this machine has {torch.cuda.device_count()} CUDA devices."
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device cannot be '{name}': choose auto, cpu, cuda or cuda:N.")
     return device

@@ -34,7 +34,9 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (28, 122):  # no space left, quota exceeded
-            raise UserError(f"Cannot write {path}: the disk is full; free some space and run again.") from None
+            raise UserError(
+                f"Cannot write {path}: the disk is full; free some space and run again."
+            ) from None
         raise
     finally:
         temporary.unlink(missing_ok=True)

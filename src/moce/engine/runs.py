@@ -29,7 +29,9 @@ def source_commit() -> str | None:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return answer.stdout.strip() or None
 
 
@@ -46,7 +48,9 @@ class RunInfo:
     def result(self) -> dict[str, Any]:
         """What the finished run returned; UserError when it is not finished."""
         if not self.finished:
-            raise UserError(f"The run in {self.path} is not finished; run its `moce {self.verb}` command again first.")
+            raise UserError(
+                f"The run in {self.path} is not finished; run its `moce {self.verb}` command again first."
+            )
         return read_json(self.path / RESULT)
 
 
@@ -58,12 +62,17 @@ def read_run(path: str | Path, verb: str | tuple[str, ...] | None = None) -> Run
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a run folder: it has no {CONFIG}.")
     content = read_json(path / CONFIG)
+    content = content.get("moce", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or "verb" not in content or "options" not in content:
         raise UserError(f"{path} is not a run folder of moce: its {CONFIG} is of another kind.")
     verbs = (verb,) if isinstance(verb, str) else verb
     if verbs and content["verb"] not in verbs:
-        raise UserError(f"{path} holds a run of `moce {content['verb']}`; a run of `moce {verbs[0]}` is needed here.")
-    return RunInfo(path, content["verb"], content["options"], content.get("inputs", {}), (path / RESULT).is_file())
+        raise UserError(
+            f"{path} holds a run of `moce {content['verb']}`; a run of `moce {verbs[0]}` is needed here."
+        )
+    return RunInfo(
+        path, content["verb"], content["options"], content.get("inputs", {}), (path / RESULT).is_file()
+    )
 
 
 class Run:
@@ -142,8 +151,16 @@ class Run:
         return result
 
 
-def open_run(out: str | Path, verb: str, config: Any, inputs: Mapping[str, str] | None = None) -> Run:
+def open_run(
+    out: str | Path,
+    verb: str,
+    config: Any,
+    inputs: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Run:
     """Create or continue the run folder `out` of a verb, and lock it.
+
+    With `beside`, config.json belongs to somebody else (timm) and our part goes under its key "moce".
 
     Raises UserError when the folder holds something else, another process works in it, a method option or an input
     differs from the run that lies there, or the disk is full.
@@ -157,7 +174,9 @@ def open_run(out: str | Path, verb: str, config: Any, inputs: Mapping[str, str] 
     earlier = read_run(path, verb) if (path / CONFIG).is_file() else None
     if earlier is not None and not config.overwrite:
         changed = changed_method_options(earlier.config, config)
-        changed += [f"the {name} differ" for name, value in inputs.items() if earlier.inputs.get(name, value) != value]
+        changed += [
+            f"the {name} differ" for name, value in inputs.items() if earlier.inputs.get(name, value) != value
+        ]
         if changed:
             raise UserError(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "
@@ -175,7 +194,8 @@ def open_run(out: str | Path, verb: str, config: Any, inputs: Mapping[str, str] 
             if item.name != LOCK:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
     if earlier is None or config.overwrite:
-        write_json(path / CONFIG, describe(verb, config, inputs))
+        described = describe(verb, config, inputs)
+        write_json(path / CONFIG, {**beside, "moce": described} if beside is not None else described)
     return run
 
 
@@ -189,5 +209,8 @@ def describe(verb: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any
         "inputs": dict(inputs),
         "versions": {"moce": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": source_commit(),
-        "host": {"cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
+        "host": {
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
     }

@@ -148,7 +148,10 @@ def train(
         saved_at = time.monotonic()
 
     images = plan.num_steps * plan.batch_size
-    with Interruption() as interruption, track(images, what, done=step * plan.batch_size, quiet=config.quiet) as bar:
+    with (
+        Interruption() as interruption,
+        track(images, what, done=step * plan.batch_size, quiet=config.quiet) as bar,
+    ):
         stream = batches(step, fabric.global_rank, fabric.world_size) if step < plan.num_steps else iter(())
         for batch in stream:
             for group in optimizer.param_groups:
@@ -172,7 +175,11 @@ def train(
                 speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
                 line = {"step": step, "epoch": step * plan.batch_size / plan.num_images}
                 means = averages(sums)
-                line |= {"loss": means.pop("loss"), "lr": optimizer.param_groups[0]["lr"], "images_per_second": speed}
+                line |= {
+                    "loss": means.pop("loss"),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "images_per_second": speed,
+                }
                 line |= {"utilisation": speed * flops / peak, **objective.describe(means)}
                 run.metrics(line)
                 bar.note = f"loss {line['loss']:.4f}"
@@ -209,4 +216,6 @@ def require_finite(sums: dict[str, Tensor], step: int, run: Run) -> None:
     if not math.isfinite(float(sums.get("loss", torch.zeros(())))):
         kept = checkpoints(run.path)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
-        raise UserError(f"The loss is not finite at step {step}: {where}; lower --base-lr or take --precision fp32.")
+        raise UserError(
+            f"The loss is not finite at step {step}: {where}; lower --base-lr or take --precision fp32."
+        )

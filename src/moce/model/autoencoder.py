@@ -168,14 +168,18 @@ class MaskedAutoencoder(nn.Module):
             )
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder_pos_embed = nn.Parameter(sincos_positions(decoder_width, shape.grid), requires_grad=False)
+        self.decoder_pos_embed = nn.Parameter(
+            sincos_positions(decoder_width, shape.grid), requires_grad=False
+        )
         norm = functools.partial(nn.LayerNorm, eps=NORM_EPS)
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_width, shape.decoder_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
             for _ in range(shape.decoder_depth)
         )
         self.decoder_norm = norm(decoder_width)
-        self.decoder_pred = nn.Linear(decoder_width, shape.channels * shape.patch_size[0] * shape.patch_size[1])
+        self.decoder_pred = nn.Linear(
+            decoder_width, shape.channels * shape.patch_size[0] * shape.patch_size[1]
+        )
         self._initialise()
 
     def _initialise(self) -> None:
@@ -194,13 +198,17 @@ class MaskedAutoencoder(nn.Module):
 
     # Pictures and patches
 
-    def patchify(self, images: Float[Tensor, "images channels rows columns"]) -> Float[Tensor, "images patches pixels"]:
+    def patchify(
+        self, images: Float[Tensor, "images channels rows columns"]
+    ) -> Float[Tensor, "images patches pixels"]:
         """Cut pictures into patches, row by row; pixels of a patch in the order channel, row, column."""
         (rows, columns), (high, wide) = self.shape.grid, self.shape.patch_size
         cut = images.reshape(images.shape[0], images.shape[1], rows, high, columns, wide)
         return cut.permute(0, 2, 4, 1, 3, 5).reshape(images.shape[0], rows * columns, -1)
 
-    def unpatchify(self, patches: Float[Tensor, "images patches pixels"]) -> Float[Tensor, "images channels rows columns"]:
+    def unpatchify(
+        self, patches: Float[Tensor, "images patches pixels"]
+    ) -> Float[Tensor, "images channels rows columns"]:
         """The inverse of `patchify`."""
         (rows, columns), (high, wide) = self.shape.grid, self.shape.patch_size
         cut = patches.reshape(-1, rows, columns, self.shape.channels, high, wide).permute(0, 3, 1, 4, 2, 5)
@@ -228,7 +236,9 @@ class MaskedAutoencoder(nn.Module):
         return tokens
 
     def encode_visible(
-        self, patches: Float[Tensor, "images patches pixels"], visible: Int64[Tensor, "images visible"],
+        self,
+        patches: Float[Tensor, "images patches pixels"],
+        visible: Int64[Tensor, "images visible"],
         router: Router | None = None,
     ) -> Float[Tensor, "images visible+1 width"]:
         """Latents of class token and visible patches, before the final norm."""
@@ -259,11 +269,15 @@ class MaskedAutoencoder(nn.Module):
         order = noise.argsort(dim=1, stable=True)
         return order[:, : self.shape.num_visible], order[:, self.shape.num_visible :]
 
-    def target(self, patches: Float[Tensor, "images patches pixels"]) -> Float[Tensor, "images patches pixels"]:
+    def target(
+        self, patches: Float[Tensor, "images patches pixels"]
+    ) -> Float[Tensor, "images patches pixels"]:
         """Pixels to predict: normalised within each patch where the shape says so."""
         if not self.shape.norm_target:
             return patches
-        return (patches - patches.mean(dim=-1, keepdim=True)) / (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+        return (patches - patches.mean(dim=-1, keepdim=True)) / (
+            patches.var(dim=-1, keepdim=True) + 1e-6
+        ).sqrt()
 
     def decode(
         self, latent: Tensor, visible: Int64[Tensor, "images visible"], masked: Int64[Tensor, "images masked"]
@@ -329,7 +343,9 @@ class MaskedAutoencoder(nn.Module):
 
         seen, every = shape.num_visible + 1, shape.num_patches + 1
         hidden = int(width * mlp_ratio(self.encoder))
-        encoder = len(self.encoder.blocks) * block(seen, width, hidden) + 2 * shape.num_visible * pixels * width
+        encoder = (
+            len(self.encoder.blocks) * block(seen, width, hidden) + 2 * shape.num_visible * pixels * width
+        )
         decoder = len(self.decoder_blocks) * block(every, shape.decoder_width, 4 * shape.decoder_width)
         ends = 2 * seen * width * shape.decoder_width
         ends += 2 * (shape.num_patches - shape.num_visible) * shape.decoder_width * pixels

@@ -143,7 +143,11 @@ def dispatch_sorted(
     counts = torch.bincount(expert_N, minlength=experts.num_experts).tolist()
     shares = rows_NTD[order].reshape(-1, width).split([n * tokens for n in counts])
     weights = zip(
-        experts.w1_EDF.unbind(), experts.b1_EF.unbind(), experts.w2_EFD.unbind(), experts.b2_ED.unbind(), strict=True
+        experts.w1_EDF.unbind(),
+        experts.b1_EF.unbind(),
+        experts.w2_EFD.unbind(),
+        experts.b2_ED.unbind(),
+        strict=True,
     )
     outs = [
         torch.addmm(b2, F.gelu(torch.addmm(b1, share, w1)), w2)
@@ -164,9 +168,7 @@ class ClusterGate(nn.Module):
     def __init__(self, shape: ExpertShape) -> None:
         super().__init__()
         self.shape = shape
-        self.weight_LED = nn.Parameter(
-            torch.empty(len(shape.layers), shape.num_experts, shape.cluster_width)
-        )
+        self.weight_LED = nn.Parameter(torch.empty(len(shape.layers), shape.num_experts, shape.cluster_width))
         nn.init.normal_(self.weight_LED, std=GATE_STD)
         self.register_buffer("centroids_KD", torch.zeros(shape.num_clusters, shape.cluster_width))
 
@@ -244,13 +246,17 @@ def squared_variation(values: Float[Tensor, "*rows experts"]) -> Float[Tensor, "
     return values.var(dim=-1, correction=0) / (values.mean(dim=-1) ** 2 + 1e-10)
 
 
-def importance_loss(gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None) -> Float[Tensor, ""]:
+def importance_loss(
+    gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None
+) -> Float[Tensor, ""]:
     """Balance: squared variation, over experts, of the summed clean gates (V-MoE, importance loss). Range 0 to E-1."""
     weighted = gates_NE if weight_N is None else gates_NE * weight_N[:, None]
     return squared_variation(weighted.sum(dim=0))
 
 
-def imbalance_loss(gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None) -> Float[Tensor, ""]:
+def imbalance_loss(
+    gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None
+) -> Float[Tensor, ""]:
     """Minus the mean squared variation, over experts, of each row's own gate. Range -(E-1), one-hot, to 0, even."""
     variation = squared_variation(gates_NE)
     if weight_N is None:
@@ -283,7 +289,9 @@ class ExpertAutoencoder(MaskedAutoencoder):
                 f"different blocks from 0 to {depth - 1}."
             )
         if expert_shape.top_k > expert_shape.num_experts:
-            raise UserError(f"--top-k {expert_shape.top_k} is more than --num-experts {expert_shape.num_experts}.")
+            raise UserError(
+                f"--top-k {expert_shape.top_k} is more than --num-experts {expert_shape.num_experts}."
+            )
         self.expert_shape = expert_shape
         width = self.encoder.embed_dim
         for layer in expert_shape.layers:
@@ -303,7 +311,9 @@ class ExpertAutoencoder(MaskedAutoencoder):
             model.encoder.blocks[layer].mlp.copy_dense(dense.encoder.blocks[layer].mlp)
         return model
 
-    def router(self, labels_B: Tensor | None = None, noise: Tensor | None = None) -> ClusterRouter | TokenRouter:
+    def router(
+        self, labels_B: Tensor | None = None, noise: Tensor | None = None
+    ) -> ClusterRouter | TokenRouter:
         """The router of a batch: pictures' clusters for a cluster gate, nothing for a token gate."""
         if isinstance(self.gate, ClusterGate):
             assert labels_B is not None, "a cluster gate routes by cluster labels"

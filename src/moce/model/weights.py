@@ -64,7 +64,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
     counts = f"loaded {len(own) - len(missing) - len(shapes)}, missing {len(missing)}, unexpected {len(unexpected)}"
     if missing or unexpected or shapes:
         first = (missing + unexpected + shapes)[0]
-        raise UserError(f"{where} does not fit the model: {counts}, other shape {len(shapes)} (first: {first}).")
+        raise UserError(
+            f"{where} does not fit the model: {counts}, other shape {len(shapes)} (first: {first})."
+        )
     module.load_state_dict(dict(tensors))
     return counts
 
@@ -113,5 +115,8 @@ def fingerprint(module: nn.Module) -> str:
     """16 hex digits of a module's names, shapes and values."""
     parts: list[bytes | str] = []
     for name, tensor in sorted(module.state_dict().items()):
-        parts += [f"{name}{tuple(tensor.shape)}", tensor.detach().cpu().contiguous().view(-1).numpy().tobytes()]
+        parts += [
+            f"{name}{tuple(tensor.shape)}",
+            tensor.detach().cpu().contiguous().view(-1).numpy().tobytes(),
+        ]
     return sha256_of(*parts)

@@ -112,7 +112,9 @@ class ExpertsObjective(nn.Module):
             self.config.seed, "gate", pictures.epochs, pictures.indices, layers * tokens * experts
         ).to(device)
         if shape.gate == "cluster":
-            return self.trained.router(batch.labels_B.to(device), draw.reshape(images, layers, experts).transpose(0, 1))
+            return self.trained.router(
+                batch.labels_B.to(device), draw.reshape(images, layers, experts).transpose(0, 1)
+            )
         return self.trained.router(noise=draw.reshape(images, layers, tokens, experts).transpose(0, 1))
 
     def _distance(self, images: Tensor, visible: Tensor, latent: Tensor) -> Float[Tensor, ""]:
@@ -121,7 +123,9 @@ class ExpertsObjective(nn.Module):
         with torch.no_grad():
             wanted = self.teacher.encode_visible(self.teacher.patchify(images), visible)
         width = (latent.shape[-1],)
-        return F.mse_loss(F.layer_norm(latent[:, 1:].float(), width), F.layer_norm(wanted[:, 1:].float(), width))
+        return F.mse_loss(
+            F.layer_norm(latent[:, 1:].float(), width), F.layer_norm(wanted[:, 1:].float(), width)
+        )
 
     def _cluster_gate(self, router: ClusterRouter, histogram_K: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Balance and imbalance from K rows and the global histogram; statistics per layer."""
@@ -194,8 +198,12 @@ class ExpertsObjective(nn.Module):
 
 
 def fit_gates(
-    gate: ClusterGate, sizes_K: Int64[Tensor, " clusters"], balance: float, imbalance: float,
-    num_steps: int = 1000, lr: float = 0.02,
+    gate: ClusterGate,
+    sizes_K: Int64[Tensor, " clusters"],
+    balance: float,
+    imbalance: float,
+    num_steps: int = 1000,
+    lr: float = 0.02,
 ) -> list[dict[str, float]]:
     """Fit the gates on the centroids with balance + imbalance, before any expert moves (ours; M).
 
@@ -206,7 +214,10 @@ def fit_gates(
     weight_K = sizes_K.float().to(gate.weight_LED.device)
     for step in range(num_steps):
         gates_LKE = gate.logits().softmax(dim=-1)
-        losses = [balance * importance_loss(g, weight_K) + imbalance * imbalance_loss(g, weight_K) for g in gates_LKE]
+        losses = [
+            balance * importance_loss(g, weight_K) + imbalance * imbalance_loss(g, weight_K)
+            for g in gates_LKE
+        ]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()
@@ -215,7 +226,9 @@ def fit_gates(
     fitted = []
     for gates_KE in gate.logits().detach().softmax(dim=-1):
         share_K = weight_K / weight_K.sum()
-        load_E = torch.zeros(gates_KE.shape[1], device=share_K.device).index_add_(0, gates_KE.argmax(1), share_K)
+        load_E = torch.zeros(gates_KE.shape[1], device=share_K.device).index_add_(
+            0, gates_KE.argmax(1), share_K
+        )
         fitted.append(
             {
                 "max_gate": float((gates_KE.amax(1) * share_K).sum()),
@@ -250,9 +263,13 @@ def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str
     info.result()
     assigner = Assigner.load(info.path / CLUSTERS_FILE)
     if assigner.encoder_fingerprint != fingerprint(dense):
-        raise UserError(f"The clusters in {folder} are of another encoder; run `moce cluster` on this dense model.")
+        raise UserError(
+            f"The clusters in {folder} are of another encoder; run `moce cluster` on this dense model."
+        )
     if assigner.images_fingerprint != images_fingerprint:
-        raise UserError(f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`.")
+        raise UserError(
+            f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`."
+        )
     labels = torch.from_numpy(np.load(info.path / "labels.npy"))
     unreadable = (labels < 0).nonzero().flatten().tolist()
     return Clusters(assigner, labels[readable_substitute(unreadable, len(labels))], info.path)
@@ -323,7 +340,12 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         objective = ExpertsObjective(model, dense, config)
         method = METHODS[config.gate]
         result = train(run, objective, labelled.batches, feed.plan, config, f"train-experts ({method})")
-        about = {**header["about"], "method": method, "images": inputs["images"], "dense": inputs["dense model"]}
+        about = {
+            **header["about"],
+            "method": method,
+            "images": inputs["images"],
+            "dense": inputs["dense model"],
+        }
         leave_clusters(run, clusters)
         if isinstance(model, ExpertAutoencoder) and config.gate == "cluster":
             run.write_json("routing.json", routing_table(model))
@@ -366,4 +388,3 @@ def warn_unsure(run: Run, config: ExpertsConfig) -> None:
             "--gate-start fitted",
             config.quiet,
         )
-

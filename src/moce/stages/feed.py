@@ -74,17 +74,24 @@ def list_unreadable(folder: Path, source: Source, indices: list[int], quiet: boo
         return
     names = [f"{i}\t{source.name(i)}\n" for i in indices]
     (folder / "unreadable.txt").write_text("".join(names), encoding="utf-8")
-    say(f"{len(indices)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them", quiet)
+    say(
+        f"{len(indices)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them",
+        quiet,
+    )
 
 
-def prepared(batch: Batch, config: Training, device: torch.device) -> Float[Tensor, "images channels height width"]:
+def prepared(
+    batch: Batch, config: Training, device: torch.device
+) -> Float[Tensor, "images channels height width"]:
     """Pictures of a batch on the device, mirrored and normalised."""
     images = batch.images.to(device, non_blocking=True)
     mirrored = flips(config.seed, batch.epochs, batch.indices).to(device) if config.flip else None
     return finish(images, mirrored, *normalisation(images.shape[1]))
 
 
-def mask_noise(batch: Batch, seed: int, num_patches: int, device: torch.device) -> Float[Tensor, "images patches"]:
+def mask_noise(
+    batch: Batch, seed: int, num_patches: int, device: torch.device
+) -> Float[Tensor, "images patches"]:
     """The noise that decides which patches are masked."""
     return uniform(seed, "mask", batch.epochs, batch.indices, num_patches).to(device)
 

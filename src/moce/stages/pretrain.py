@@ -74,7 +74,9 @@ def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> str:
     if dataclasses.replace(earlier.shape, mask_ratio=0, norm_target=True) != dataclasses.replace(
         model.shape, mask_ratio=0, norm_target=True
     ):
-        raise UserError(f"--init {init} holds a model of another shape: {earlier.shape}; give the same options.")
+        raise UserError(
+            f"--init {init} holds a model of another shape: {earlier.shape}; give the same options."
+        )
     say(f"--init {init}: {load_strictly(model, earlier.state_dict(), init)}", quiet)
     return fingerprint(earlier)
 

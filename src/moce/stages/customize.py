@@ -1,0 +1,341 @@
+"""Stage 3: slice the experts that fit a task out of a model with experts.
+
+The task's pictures (never their labels) are assigned to clusters by the assigner that made the labels of pre-training;
+a strategy turns the votes into one expert per layer; those are kept, the gates and all other experts dropped. What is
+left is a plain ViT of the dense size. A slice is exact: its `forward_features` is that of the routed model for pictures
+of the chosen cluster.
+
+    vote        the cluster with most votes; its clean gate picks the expert of every layer (the paper's, as recalled)
+    per-layer   in every layer the expert with most votes, over all clusters
+    average     in every layer the mean of the experts, weighted by votes: one model, no bet on a cluster
+    nearest     the cluster whose centroid is nearest to the mean of the task's features
+    cluster:K   cluster K; no pictures needed
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from moce.config import CustomizeConfig, verb
+from moce.engine.devices import num_workers_of, pick_device
+from moce.engine.files import write_whole
+from moce.engine.progress import say, track
+from moce.engine.runs import open_run, read_run
+from moce.errors import UserError, did_you_mean
+from moce.images.loader import centred_batches
+from moce.images.sources import Source, open_images
+from moce.model.assigner import Assigner
+from moce.model.autoencoder import build_encoder
+from moce.model.experts import ClusterGate, ExpertAutoencoder
+from moce.model.weights import fingerprint, load_model
+
+STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K")
+CLUSTERS_FILE = "clusters.safetensors"
+LEAST_PERCENTILE = 5.0  # of random pre-training subsets of the task's size; below it no cluster fits
+MOST_ENTROPY = 0.9  # of the vote, as a share of log K; above it no cluster fits
+NUM_SUBSETS = 1000
+
+
+@dataclass(frozen=True)
+class Votes:
+    """How a task's pictures spread over the clusters, and how well they fit."""
+
+    histogram_K: Int64[Tensor, " clusters"]
+    mean_embedding: Float[Tensor, " width"]
+    mean_cosine: float
+    percentile: float
+
+    @property
+    def num_images(self) -> int:
+        """Pictures that voted."""
+        return int(self.histogram_K.sum())
+
+    @property
+    def margin(self) -> float:
+        """Votes of the first cluster beyond the second, as a share of all."""
+        first, second = self.histogram_K.sort(descending=True).values[:2].tolist()
+        return (first - second) / self.num_images
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the vote, in nats."""
+        share = self.histogram_K[self.histogram_K > 0].double() / self.num_images
+        return float(-(share * share.log()).sum())
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence where no cluster fits the task, else None."""
+        limit = MOST_ENTROPY * math.log(len(self.histogram_K))
+        if self.entropy > limit:
+            return (
+                f"No cluster fits: the votes spread over the clusters (entropy {self.entropy:.2f}, more than "
+                f"{limit:.2f}), so the task is as broad as the pre-training pictures."
+            )
+        if self.percentile < LEAST_PERCENTILE:
+            return (
+                f"No cluster fits: the pictures are further from their clusters (mean cosine {self.mean_cosine:.3f}) "
+                f"than {100 - self.percentile:.0f} % of random sets of pre-training pictures."
+            )
+        return None
+
+
+def count_votes(
+    assigner: Assigner,
+    source: Source,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    quiet: bool = True,
+    seed: int = 0,
+) -> Votes:
+    """Assign all pictures of a task."""
+    votes = torch.zeros(assigner.num_clusters, dtype=torch.int64)
+    total, cosines = torch.zeros(assigner.centroids.shape[1], dtype=torch.float64), []
+    with track(len(source), "looking at the task", quiet=quiet) as bar:
+        for _, images in centred_batches(
+            source, assigner.image_size, batch_size, num_workers, assigner.crop_pct, quiet
+        ):
+            features = assigner.features(images)
+            labels, embedded = assigner.assign(features), assigner.embed(features)
+            votes += labels.bincount(minlength=assigner.num_clusters)
+            total += embedded.double().sum(dim=0)
+            cosines.append(assigner.cosines(embedded, labels))
+            bar.advance(len(images))
+    num_images = int(votes.sum())
+    if not num_images:
+        raise UserError(f"No picture of {source.uri} can be read.")
+    mean_cosine = float(torch.cat(cosines).double().mean())
+    percentile = percentile_of_mean(mean_cosine, num_images, assigner.cosine_quantiles.double().numpy(), seed)
+    return Votes(votes, (total / num_images).float(), mean_cosine, percentile)
+
+
+def percentile_of_mean(mean_cosine: float, num_images: int, quantiles: np.ndarray, seed: int) -> float:
+    """Share, in per cent, of random pre-training subsets of `num_images` whose mean cosine is not larger."""
+    draw = np.random.default_rng(seed)
+    places = np.linspace(0, 1, len(quantiles))
+    if num_images <= 1000:
+        means = np.interp(draw.random((NUM_SUBSETS, num_images)), places, quantiles).mean(axis=1)
+    else:  # the mean of so many is normal
+        values = np.interp(draw.random(100_000), places, quantiles)
+        means = draw.normal(values.mean(), values.std() / math.sqrt(num_images), NUM_SUBSETS)
+    return float((means <= mean_cosine).mean() * 100)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a strategy decided: a cluster, where there is one, and the weight of every expert of every layer."""
+
+    strategy: str
+    cluster: int | None
+    weights_LE: Float[Tensor, "layers experts"]
+
+    def experts(self, layers: tuple[int, ...]) -> dict[str, Any]:
+        """{layer: index of its expert}, or all weights where experts are averaged."""
+        one_hot = bool(((self.weights_LE > 0).sum(dim=1) == 1).all())
+        rows = zip(layers, self.weights_LE, strict=True)
+        return {str(layer): int(row.argmax()) if one_hot else row.tolist() for layer, row in rows}
+
+
+def select(strategy: str, model: ExpertAutoencoder, assigner: Assigner, votes: Votes | None) -> Selection:
+    """Turn votes into experts. UserError for an unknown strategy, or one that needs pictures and has none."""
+    assert isinstance(model.gate, ClusterGate)
+    chosen_LK = model.gate.logits().detach().cpu().argmax(dim=-1)
+    num_experts, num_clusters = model.expert_shape.num_experts, assigner.num_clusters
+    one_hot_LKE = torch.nn.functional.one_hot(chosen_LK, num_experts).double()
+    if strategy.startswith("cluster:"):
+        number = strategy.removeprefix("cluster:")
+        if not number.isdigit() or int(number) >= num_clusters:
+            raise UserError(f"--strategy {strategy}: name a cluster from 0 to {num_clusters - 1}.")
+        return Selection(strategy, int(number), one_hot_LKE[:, int(number)].float())
+    if strategy not in STRATEGIES:
+        raise UserError(
+            f"There is no strategy '{strategy}': choose one of {', '.join(STRATEGIES)}.{did_you_mean(strategy, STRATEGIES)}"
+        )
+    if votes is None:
+        raise UserError(f"--strategy {strategy} looks at the task's pictures: give --images.")
+    share_LE = torch.einsum("k,lke->le", votes.histogram_K.double() / votes.num_images, one_hot_LKE)
+    if strategy == "average":
+        return Selection(strategy, None, share_LE.float())
+    if strategy == "per-layer":
+        best = torch.nn.functional.one_hot(share_LE.argmax(dim=1), num_experts)
+        return Selection(strategy, None, best.float())
+    if strategy == "nearest":
+        cluster = int((assigner.centroids @ votes.mean_embedding).argmax())
+    else:
+        cluster = int(votes.histogram_K.argmax())
+    return Selection(strategy, cluster, one_hot_LKE[:, cluster].float())
+
+
+@torch.no_grad()
+def slice_encoder(model: ExpertAutoencoder, selection: Selection) -> VisionTransformer:
+    """The plain timm ViT that is left when only the selected experts stay; output scales are folded in."""
+    if model.expert_shape.top_k != 1:
+        raise UserError(
+            f"This model sends a picture through {model.expert_shape.top_k} experts, so no slice of the dense size equals "
+            "it; train with --top-k 1 to customise."
+        )
+    assert isinstance(model.gate, ClusterGate)
+    state = {
+        n: t for n, t in model.encoder.state_dict().items() if not any(x in n for x in ("_EDF", "_EF", "_ED"))
+    }
+    for i, layer in enumerate(model.expert_shape.layers):
+        experts, weights_E = model.encoder.blocks[layer].mlp, selection.weights_LE[i]
+        scales_E = output_scales(model, i, selection)
+        kept = [e for e in range(len(weights_E)) if weights_E[e] > 0]
+        parts = [experts.expert(e, scales_E[e]) for e in kept]
+        for name in parts[0]:
+            weighted = [float(weights_E[e]) * part[name] for e, part in zip(kept, parts, strict=True)]
+            state[f"blocks.{layer}.mlp.{name}"] = (
+                parts[0][name] if len(kept) == 1 else torch.stack(weighted).sum(dim=0)
+            )
+    vit = build_encoder(model.shape)
+    vit.load_state_dict(state, strict=True)
+    return vit.eval().requires_grad_(False)
+
+
+def output_scales(model: ExpertAutoencoder, index: int, selection: Selection) -> list[float]:
+    """What multiplies each expert's output at inference: 1, or with raw gates the clean p of the cluster's choice.
+
+    Where the strategy names no cluster, p is the mean over the clusters that choose the expert.
+    """
+    num_experts = model.expert_shape.num_experts
+    if model.expert_shape.output_scale == "straight-through":
+        return [1.0] * num_experts
+    assert isinstance(model.gate, ClusterGate)
+    best_K, choice_K = model.gate.logits()[index].softmax(dim=1).cpu().max(dim=1)
+    if selection.cluster is not None:
+        return [float(best_K[selection.cluster])] * num_experts
+    return [float(best_K[choice_K == e].mean()) if (choice_K == e).any() else 1.0 for e in range(num_experts)]
+
+
+def choice_of(selection: Selection, votes: Votes | None, model: ExpertAutoencoder) -> dict[str, Any]:
+    """The content of choice.json."""
+    return {
+        "strategy": selection.strategy,
+        "cluster": selection.cluster,
+        "votes": votes.histogram_K.tolist() if votes else [],
+        "num_images": votes.num_images if votes else 0,
+        "margin": votes.margin if votes else None,
+        "entropy": votes.entropy if votes else None,
+        "experts": selection.experts(model.expert_shape.layers),
+        "fit": {"mean_cosine": votes.mean_cosine, "percentile": votes.percentile} if votes else None,
+        "warning": votes.warning if votes else None,
+    }
+
+
+def customised(
+    model: ExpertAutoencoder,
+    assigner: Assigner,
+    source: Source | None,
+    strategy: str = "vote",
+    **looking: Any,
+) -> tuple[VisionTransformer, dict[str, Any], Votes | None]:
+    """(the customised ViT, the content of choice.json, the votes), all in memory.
+
+    `looking` goes to `count_votes`: batch_size, num_workers, quiet, seed.
+    """
+    votes = None if source is None else count_votes(assigner, source, **looking)
+    selection = select(strategy, model, assigner, votes)
+    return slice_encoder(model, selection), choice_of(selection, votes, model), votes
+
+
+def timm_config(model: ExpertAutoencoder, about: dict[str, Any], crop_pct: float) -> dict[str, Any]:
+    """timm's config.json of a model folder."""
+    shape, width = model.shape, model.encoder.embed_dim
+    square = lambda pair: pair[0] if pair[0] == pair[1] else list(pair)  # noqa: E731
+    return {
+        "architecture": shape.architecture,
+        "num_classes": 0,
+        "num_features": width,
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": square(shape.image_size),
+            "patch_size": square(shape.patch_size),
+            "global_pool": "avg",
+            "fc_norm": False,
+            **({} if shape.channels == 3 else {"in_chans": shape.channels}),
+        },
+        "pretrained_cfg": {
+            "tag": "moce",
+            "custom_load": False,
+            "input_size": [shape.channels, *shape.image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": crop_pct,
+            "crop_mode": "center",
+            "mean": list(about["mean"]),
+            "std": list(about["std"]),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def read_moce(path: str | Path, device: torch.device) -> tuple[ExpertAutoencoder, dict[str, Any], Assigner]:
+    """(model, header, assigner) of a run folder with a cluster gate; UserError for any other run."""
+    info = read_run(path, "train-experts")
+    if info.config.get("gate") != "cluster":
+        raise UserError(
+            f"{path} was trained with --gate {info.config.get('gate')}: only experts with a cluster gate can be sliced out."
+        )
+    info.result()
+    model, header = load_model(info.path, device)
+    assert isinstance(model, ExpertAutoencoder)
+    return model, header, Assigner.load(info.path / CLUSTERS_FILE, device)
+
+
+@verb(CustomizeConfig)
+def customize(config: CustomizeConfig) -> dict[str, Any]:
+    """Slice a plain ViT for a task out of a run of train-experts; `out` is a folder that timm loads.
+
+    Returns the content of choice.json with verb, out, parameters and fingerprint.
+    """
+    device = pick_device(config.device)
+    model, header, assigner = read_moce(config.moce, device)
+    needs_pictures = not config.strategy.startswith("cluster:")
+    source = open_images(config.images) if config.images is not None else None
+    if source is not None and not needs_pictures:
+        say(f"--strategy {config.strategy} does not look at --images", config.quiet)
+        source = None
+    inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
+    looking = {"batch_size": config.batch_size, "num_workers": num_workers_of(config.num_workers)}
+    vit, choice, votes = customised(
+        model, assigner, source, config.strategy, quiet=config.quiet, seed=config.seed, **looking
+    )
+    if choice["warning"]:
+        if config.strict:
+            raise UserError(f"{choice['warning']} Nothing was written (--strict).")
+        say(f"warning: {choice['warning']}", config.quiet)
+    timm_content = timm_config(model, header["about"], assigner.crop_pct)
+    with open_run(config.out, "customize", config, inputs, beside=timm_content) as run:
+        if run.finished:
+            say(f"{run.path} is finished; --overwrite makes it again", config.quiet)
+            return run.result()
+        run.write_json("choice.json", choice)
+        with write_whole(run.path / "model.safetensors") as temporary:
+            save_file(
+                {n: t.contiguous() for n, t in vit.state_dict().items()}, temporary, metadata={"format": "pt"}
+            )
+        tell(choice, votes, run.path, config.quiet)
+        result = {"verb": "customize", "method": "MoCE", "out": str(run.path), **choice}
+        result["parameters"] = sum(p.numel() for p in vit.parameters())
+        return run.finish({**result, "fingerprint": fingerprint(vit), "seed": config.seed})
+
+
+def tell(choice: dict[str, Any], votes: Votes | None, path: Path, quiet: bool) -> None:
+    """What was chosen, for people."""
+    if votes is not None and choice["cluster"] is not None:
+        own = int(votes.histogram_K[choice["cluster"]])
+        say(f"cluster {choice['cluster']} has {own} of {votes.num_images} votes", quiet)
+    experts = ", ".join(f"block {layer}: {e}" for layer, e in choice["experts"].items())
+    say(f"experts kept: {experts}", quiet)
+    say(f'timm.create_model("local-dir:{path}", pretrained=True, num_classes=N) loads it', quiet)
