@@ -23,15 +23,20 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from moce.engine.devices import num_workers_of
 from moce.engine.files import read_json
 from moce.engine.progress import say
 from moce.engine.runs import read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
 from moce.images.sources import Source
+from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
 from moce.model.weights import fingerprint, load_model, load_strictly
+from moce.stages.customize import CLUSTERS_FILE, Votes, choice_of, count_votes, select, slice_encoder
+
+CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
 
 
 class Trainable(nn.Module):
@@ -66,9 +71,7 @@ class Encoder(Protocol):
     crop_pct: float
     about: dict[str, Any]  # further facts for the JSON of a result, such as the cluster that a task was given
 
-    def features(
-        self, images: UInt8[Tensor, "images channels height width"]
-    ) -> Float32[Tensor, "images width"]:
+    def features(self, images: UInt8[Tensor, "images channels h w"]) -> Float32[Tensor, "images width"]:
         """One vector per picture, on the CPU."""
 
     def trainable(self) -> Trainable:
@@ -99,9 +102,7 @@ class Frozen:
         self.device, self.about = device, about or {}
 
     @torch.no_grad()
-    def features(
-        self, images: UInt8[Tensor, "images channels height width"]
-    ) -> Float32[Tensor, "images width"]:
+    def features(self, images: UInt8[Tensor, "images channels h w"]) -> Float32[Tensor, "images width"]:
         """One vector per picture, on the CPU."""
         assert images.shape[-2:] == self.image_size, (
             f"{self.name} sees {self.image_size}, got {tuple(images.shape)}"
@@ -128,11 +129,11 @@ class PlainViT(Trainable):
         self.vit = vit
         self.num_layers = len(vit.blocks) + 1
 
-    def forward(self, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images width"]:
+    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
+        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
+        fused = images.device.type != "cpu" or not torch.is_grad_enabled()
         for block in self.vit.blocks:
-            block.attn.fused_attn = (
-                images.device.type != "cpu"
-            )  # written out it is faster there at these lengths
+            block.attn.fused_attn = fused
         return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].float().mean(dim=1)
 
     def layer_of(self, name: str) -> int:
@@ -160,7 +161,7 @@ class RoutedViT(Trainable):
         self.num_layers = len(model.encoder.blocks) + 1
         self._router: TokenRouter | None = None
 
-    def forward(self, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images width"]:
+    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
         router = self.model.router()
         assert isinstance(router, TokenRouter)
         features = self.model.features(images, router)
@@ -218,37 +219,48 @@ def load_encoder(
     facts = {
         "name": path,
         "method": about["method"],
-        "mean": about["mean"],
-        "std": about["std"],
+        "mean": tuple(about["mean"]),
+        "std": tuple(about["std"]),
         "device": device,
     }
     if not isinstance(model, ExpertAutoencoder):
         return dense_encoder(model, **facts)
     if model.expert_shape.gate == "token":
         network = RoutedViT(model, balance=info.config["balance"])
-        return Frozen(
-            network,
-            fingerprint=fingerprint(model),
-            width=model.encoder.embed_dim,
-            image_size=model.shape.image_size,
-            crop_pct=1.0,
-            **facts,
-        )
+        return Frozen(network, fingerprint=fingerprint(model), **sizes(model), **facts)
     assert task_train is not None, "a cluster gate needs the task's pictures"
     return voted_encoder(model, folder, task_train, num_workers, quiet, **facts)
 
 
-def dense_encoder(model: MaskedAutoencoder, crop_pct: float = 1.0, **facts: Any) -> Encoder:
+def sizes(model: MaskedAutoencoder) -> dict[str, Any]:
+    """What an encoder says about its input and output."""
+    return {"width": model.encoder.embed_dim, "image_size": model.shape.image_size, "crop_pct": CROP_PCT}
+
+
+def dense_encoder(model: MaskedAutoencoder, **facts: Any) -> Encoder:
     """The encoder half of a masked autoencoder."""
-    vit = model.encoder
-    return Frozen(
-        PlainViT(vit),
-        fingerprint=fingerprint(vit),
-        width=vit.embed_dim,
-        image_size=model.shape.image_size,
-        crop_pct=crop_pct,
-        **facts,
-    )
+    return Frozen(PlainViT(model.encoder), fingerprint=fingerprint(model.encoder), **sizes(model), **facts)
+
+
+def voted_encoder(
+    model: ExpertAutoencoder, folder: Path, task_train: Source, num_workers: int, quiet: bool, **facts: Any
+) -> Encoder:
+    """The slice that the task's training pictures vote for, as `moce customize --strategy vote` makes it."""
+    clusters = folder / CLUSTERS_FILE
+    assigner = Assigner.load(clusters, facts["device"])
+    key = (str(clusters.resolve()), clusters.stat().st_mtime_ns, task_train.uri, task_train.fingerprint())
+    if key not in _votes:
+        _votes[key] = count_votes(assigner, task_train, num_workers=num_workers_of(num_workers), quiet=quiet)
+    selection = select("vote", model, assigner, _votes[key])
+    choice = choice_of(selection, _votes[key], model)
+    if choice["warning"]:
+        say(f"warning: {choice['warning']}", quiet)
+    vit = slice_encoder(model, selection)
+    about = {"choice": chosen(choice)}
+    return Frozen(PlainViT(vit), fingerprint=fingerprint(vit), **sizes(model), about=about, **facts)
+
+
+_votes: dict[tuple, Votes] = {}  # kept by file and task: every protocol in a process uses the same slice
 
 
 def is_customised(folder: Path) -> bool:

@@ -24,7 +24,7 @@ from moce.images.sources import Source
 from moce.transfer.encoder import Encoder
 from moce.transfer.finetune import Recipe
 
-BATCH = 256  # pictures per pass of a frozen encoder
+BATCH = 128  # pictures per pass of a frozen encoder
 KEPT = 64  # sets of features that a process keeps
 
 
@@ -46,7 +46,7 @@ class Joined:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.parts[number], index - self._starts[number]
 
-    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels h w"], int | None]:
         """See `Source`."""
         part, inner = self._place(index)
         return part.get(inner)
@@ -94,7 +94,7 @@ class Pictures:
 
     def training(
         self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
-    ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+    ) -> Iterator[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
         """`num_steps` batches of random crops of these rows, half of them mirrored, with their classes."""
         order = Order(len(self.source), recipe.batch_size, recipe.seed, allowed=rows.numpy())
         batches = training_batches(
@@ -115,7 +115,7 @@ class Pictures:
 
     def centred(
         self, rows: Int64[Tensor, "rows"]
-    ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+    ) -> Iterator[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
         """Central crops of these rows: (pictures, rows), without those that cannot be read."""
         for indices, images in self._crops(rows):
             yield self._normalised(images), indices
