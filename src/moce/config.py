@@ -70,7 +70,7 @@ class Common:
 class Training(Common):
     """Options of everything that trains on pictures."""
 
-    preset: str = given(
+    preset: str | None = given(
         default="tiny-imagenet", help="recipe that the options not given come from (see `moce --help`)"
     )
     epochs: int = method(28, "passes over the pictures", at_least=1)

@@ -35,7 +35,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after `step` steps and drop all but the newest checkpoints."""
     tensors = {f"module.{n}": t for n, t in module.state_dict().items()}
-    names = {p: n for n, p in module.named_parameters()}
+    names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
     tensors |= {f"sums.{n}": t for n, t in sums.items()}
@@ -61,7 +61,7 @@ def restore_checkpoint(
     except Exception as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({error}); delete it to continue from the one before."
-        )
+        ) from None
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     module.load_state_dict(own)
     with torch.no_grad():

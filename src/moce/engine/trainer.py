@@ -98,7 +98,8 @@ def without_decay(name: str) -> bool:
 
 def parameter_groups(module: nn.Module, peak_lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups, with and without weight decay."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (plain if without_decay(name) else decayed).append(parameter)
@@ -128,7 +129,8 @@ def train(
     objective.to(device)
     groups = objective.parameter_groups(config)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
-    step, spent, sums = 0, 0.0, {}
+    step, spent = 0, 0.0
+    sums: dict[str, Tensor] = {}
     if saved := checkpoints(run.path):
         sums, about = restore_checkpoint(saved[-1], objective.trained, optimizer)
         step, spent = about["step"], about["seconds"]

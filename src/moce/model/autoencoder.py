@@ -288,6 +288,7 @@ class MaskedAutoencoder(nn.Module):
         hidden = self.mask_token + positions[1:][masked]
         tokens = torch.cat([seen[:, :1] + positions[:1], seen[:, 1:] + positions[1:][visible], hidden], dim=1)
         for block in self.decoder_blocks:
+            assert isinstance(block, Block)
             block.attn.fused_attn = tokens.device.type != "cpu"
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens[:, seen.shape[1] :]))

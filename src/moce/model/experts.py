@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,7 +91,7 @@ class ExpertMLPs(nn.Module):
         self.b2_ED = nn.Parameter(torch.empty(num_experts, width))
 
     @torch.no_grad()
-    def copy_dense(self, mlp: nn.Module) -> None:
+    def copy_dense(self, mlp: Mlp) -> None:
         """Make every expert a copy of a dense MLP (sparse upcycling)."""
         self.w1_EDF.copy_(mlp.fc1.weight.T.expand_as(self.w1_EDF))
         self.b1_EF.copy_(mlp.fc1.bias.expand_as(self.b1_EF))
@@ -170,6 +171,7 @@ class ClusterGate(nn.Module):
         self.shape = shape
         self.weight_LED = nn.Parameter(torch.empty(len(shape.layers), shape.num_experts, shape.cluster_width))
         nn.init.normal_(self.weight_LED, std=GATE_STD)
+        self.centroids_KD: Tensor
         self.register_buffer("centroids_KD", torch.zeros(shape.num_clusters, shape.cluster_width))
 
     def logits(self) -> Float[Tensor, "layers clusters experts"]:

@@ -156,7 +156,8 @@ def select(strategy: str, model: ExpertAutoencoder, assigner: Assigner, votes: V
         return Selection(strategy, int(number), one_hot_LKE[:, int(number)].float())
     if strategy not in STRATEGIES:
         raise UserError(
-            f"There is no strategy '{strategy}': choose one of {', '.join(STRATEGIES)}.{did_you_mean(strategy, STRATEGIES)}"
+            f"There is no strategy '{strategy}': choose one of {', '.join(STRATEGIES)}."
+            f"{did_you_mean(strategy, STRATEGIES)}"
         )
     if votes is None:
         raise UserError(f"--strategy {strategy} looks at the task's pictures: give --images.")
@@ -178,8 +179,8 @@ def slice_encoder(model: ExpertAutoencoder, selection: Selection) -> VisionTrans
     """The plain timm ViT that is left when only the selected experts stay; output scales are folded in."""
     if model.expert_shape.top_k != 1:
         raise UserError(
-            f"This model sends a picture through {model.expert_shape.top_k} experts, so no slice of the dense size equals "
-            "it; train with --top-k 1 to customise."
+            f"This model sends a picture through {model.expert_shape.top_k} experts, so no slice of the dense size "
+            "equals it; train with --top-k 1 to customise."
         )
     assert isinstance(model.gate, ClusterGate)
     state = {
@@ -285,7 +286,8 @@ def read_moce(path: str | Path, device: torch.device) -> tuple[ExpertAutoencoder
     info = read_run(path, "train-experts")
     if info.config.get("gate") != "cluster":
         raise UserError(
-            f"{path} was trained with --gate {info.config.get('gate')}: only experts with a cluster gate can be sliced out."
+            f"{path} was trained with --gate {info.config.get('gate')}: only experts with a cluster gate can be "
+            "sliced out."
         )
     info.result()
     model, header = load_model(info.path, device)

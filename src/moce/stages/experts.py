@@ -129,7 +129,8 @@ class ExpertsObjective(nn.Module):
 
     def _cluster_gate(self, router: ClusterRouter, histogram_K: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Balance and imbalance from K rows and the global histogram; statistics per layer."""
-        balances, imbalances, logs = [], [], {}
+        balances, imbalances = [], []
+        logs: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
             gates_KE = router.logits_LKE[i].softmax(dim=1)
             balances.append(importance_loss(gates_KE, histogram_K))
@@ -144,7 +145,8 @@ class ExpertsObjective(nn.Module):
     def _token_gate(self, router: TokenRouter) -> tuple[Tensor, dict[str, Tensor]]:
         """Importance and load, half the weight each; statistics per layer."""
         shape = router.gate.shape
-        balances, logs = [], {}
+        balances = []
+        logs: dict[str, Tensor] = {}
         for layer in self.layers:
             gates_NE = router.logits[layer].softmax(dim=1)
             std = max(shape.noise / shape.num_experts, 1e-6)
