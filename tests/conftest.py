@@ -4,6 +4,7 @@ Nothing here imports moce or torch: the shapes in moce's signatures are checked 
 pyproject.toml), which must be in place before the first `import moce`, and a test of the command line needs no torch.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -166,3 +167,37 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
         return Finished(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+# Runs --------------------------------------------------------------------------------------------------------------
+
+TOY = "toyworld://all?split=train&num=256&size=32"
+
+
+class SmallRuns(NamedTuple):
+    """Finished runs of the debug preset on 256 built-in pictures: all stages, all gates. Read only."""
+
+    images: str
+    mae: Path
+    clusters: Path
+    moce: Path
+    token_moce: Path
+    mae_star: Path
+
+
+@pytest.fixture(scope="session")
+def small_runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
+    """Every stage once, shared by all processes of a test session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "small-runs"
+    folder.mkdir(exist_ok=True)
+    runs = SmallRuns(TOY, *(folder / name for name in ("mae", "clusters", "moce", "tokenmoe", "mae-star")))
+    with open(folder / ".building", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process builds, the others wait; a finished run is left alone
+        import moce
+
+        moce.pretrain(images=TOY, out=runs.mae, preset="debug", quiet=True)
+        moce.cluster(runs.mae, images=TOY, out=runs.clusters, quiet=True)
+        for gate, out in {"cluster": runs.moce, "token": runs.token_moce, "none": runs.mae_star}.items():
+            moce.train_experts(runs.mae, runs.clusters, images=TOY, gate=gate, out=out, quiet=True)
+    return runs

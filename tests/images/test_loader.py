@@ -42,7 +42,7 @@ class Memory:
     def __len__(self) -> int:
         return self.num
 
-    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         if index in self.broken:
             raise UnreadableImage("cut off")
         self.decoded += 1
@@ -198,7 +198,7 @@ def test_too_many_broken_pictures_are_refused() -> None:
 
 def test_a_user_error_in_a_worker_arrives_as_it_was() -> None:
     class Faulty(Memory):
-        def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+        def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
             if index == 5 and self.decoded > 60:
                 raise UserError("The file is damaged.")
             return super().get(index)
@@ -318,7 +318,7 @@ def test_crops_from_memory_keep_a_training_step_busy() -> None:
     """5000 images/s are wanted on a free core; a tenth of it on a crowded one shows that the fast way is taken."""
 
     class Whole(Memory):
-        def array(self) -> UInt8[Tensor, "all channels height width"]:
+        def array(self) -> UInt8[Tensor, "all channels rows columns"]:
             return torch.zeros(self.num, 3, 64, 64, dtype=torch.uint8)
 
     batches = training_batches(Whole(2000), Order(2000, 128, seed=0), 64, 0.2, 0, 0, 12)

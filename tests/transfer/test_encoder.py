@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from moce.engine.files import write_json
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD, finish
+from moce.model.assigner import Assigner
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
-from moce.model.experts import ExpertAutoencoder, ExpertShape
+from moce.model.experts import ClusterGate, ExpertAutoencoder, ExpertShape
 from moce.model.weights import save_model
 from moce.transfer.encoder import Encoder, is_customised, load_encoder
 
@@ -243,3 +244,100 @@ def test_sentences_about_models_that_are_not_there(folders: dict[str, Path], tmp
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="not a model that timm can load"):
         load_encoder(str(broken), CPU)
+
+
+# ------------------------------------------------------------------------------------------------- cluster gates
+
+
+class UnlabelledPictures:
+    """A source in memory that knows no labels."""
+
+    classes = labels = None
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.uri, self.images = f"memory:{images.float().mean():.6f}", images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def get(self, index: int) -> tuple[torch.Tensor, int | None]:
+        return self.images[index], None
+
+    def shards(self) -> list[range]:
+        return [range(len(self))]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def fingerprint(self) -> str:
+        return "0" * 16
+
+
+@pytest.fixture(scope="module")
+def moce(
+    dense: MaskedAutoencoder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, ExpertAutoencoder, Assigner]:
+    """A run with two clusters, around dark and bright pictures, whose gates pick different experts for them."""
+    torch.manual_seed(2)
+    model = ExpertAutoencoder.from_dense(dense, ExpertShape((5, 9), 3, "cluster", 2, 192)).eval()
+    for layer in (5, 9):
+        for parameter in model.encoder.blocks[layer].mlp.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    features = torch.stack(
+        [dense.features(finish(images, None)).mean(dim=0) for images in (DARK, BRIGHT)]
+    ).detach()
+    mean = features.mean(dim=0)
+    centroids = torch.nn.functional.normalize(features - mean, dim=1)
+    assert isinstance(model.gate, ClusterGate)
+    model.gate.centroids_KD.copy_(centroids)
+    for gate_ED, experts in zip(model.gate.weight_LED.data, ((0, 2), (1, 0))):
+        gate_ED.zero_()
+        gate_ED[experts[0]], gate_ED[experts[1]] = centroids[0], centroids[1]
+    assigner = Assigner(
+        encoder=dense,
+        centroids=centroids,
+        potentials=torch.zeros(2),
+        mean=mean,
+        eps=0.05,
+        crop_pct=1.0,
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
+        images_fingerprint="0" * 16,
+        encoder_fingerprint="1" * 16,
+        cosine_quantiles=torch.linspace(-1, 0, 1001),
+        sizes=torch.tensor([10, 10]),
+    )
+    options = {"gate": "cluster", "balance": 0.01}
+    folder = run_folder(tmp_path_factory.mktemp("moce") / "run", "train-experts", options, model, "MoCE")
+    assigner.save(folder / "clusters.safetensors")
+    return folder, model, assigner
+
+
+DARK, BRIGHT = pictures(9, seed=5) // 8, 255 - pictures(9, seed=6) // 8
+
+
+@pytest.mark.parametrize("images, cluster, experts", [(DARK, 0, (0, 1)), (BRIGHT, 1, (2, 0))])
+def test_a_cluster_gate_is_sliced_by_the_vote_of_the_task(
+    moce: tuple[Path, ExpertAutoencoder, Assigner],
+    images: torch.Tensor,
+    cluster: int,
+    experts: tuple[int, int],
+) -> None:
+    folder, model, _ = moce
+    encoder = load_encoder(str(folder), CPU, UnlabelledPictures(images), quiet=True)
+    assert encoder.method == "MoCE"
+    choice = encoder.about["choice"]
+    assert choice["cluster"] == cluster
+    assert choice["experts"] == {"5": experts[0], "9": experts[1]}
+    assert {"margin", "entropy", "fit", "warning"} <= choice.keys()
+    router = model.router(torch.full((5,), cluster))
+    wanted = model.features(finish(pictures(), None), router).detach()
+    torch.testing.assert_close(encoder.features(pictures()), wanted, atol=1e-5, rtol=0)
+
+
+def test_two_tasks_get_two_models(moce: tuple[Path, ExpertAutoencoder, Assigner]) -> None:
+    folder, _, _ = moce
+    prints = {
+        load_encoder(str(folder), CPU, UnlabelledPictures(i), quiet=True).fingerprint for i in (DARK, BRIGHT)
+    }
+    assert len(prints) == 2

@@ -74,7 +74,7 @@ def flips(
 
 
 def crop_and_resize(
-    image: UInt8[Tensor, "channels height width"], box: Sequence[int], size: tuple[int, int]
+    image: UInt8[Tensor, "channels rows columns"], box: Sequence[int], size: tuple[int, int]
 ) -> UInt8[Tensor, "channels h w"]:
     """One box (top, left, height, width) of one picture at `size` (height, width); on the CPU."""
     top, left, height, width = box
@@ -83,7 +83,7 @@ def crop_and_resize(
 
 
 def resize_crops(
-    images: UInt8[Tensor, "images channels height width"],
+    images: UInt8[Tensor, "images channels rows columns"],
     boxes: Int64[Tensor, "images 4"],
     size: tuple[int, int],
 ) -> UInt8[Tensor, "images channels h w"]:
@@ -97,7 +97,7 @@ def resize_crops(
 
 
 def resize_crops_by_products(
-    images: UInt8[Tensor, "images channels height width"],
+    images: UInt8[Tensor, "images channels rows columns"],
     boxes: Int64[Tensor, "images 4"],
     size: tuple[int, int],
 ) -> UInt8[Tensor, "images channels h w"]:
@@ -111,7 +111,7 @@ def resize_crops_by_products(
 
 
 def centre_crop(
-    image: UInt8[Tensor, "*images channels height width"], size: tuple[int, int], crop_pct: float = 1.0
+    image: UInt8[Tensor, "*images channels rows columns"], size: tuple[int, int], crop_pct: float = 1.0
 ) -> UInt8[Tensor, "*images channels h w"]:
     """Resized to cover size / crop_pct, then the middle; a picture that has this size already comes back unchanged."""
     height, width = image.shape[-2:]

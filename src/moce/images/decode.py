@@ -24,7 +24,7 @@ class UnreadableImage(ValueError):
     """These bytes are no picture that we can read; the text says why."""
 
 
-def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels height width"]:
+def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows columns"]:
     """The picture as 1 (grey) or 3 (RGB) channels at its own size, upright. Raises `UnreadableImage`."""
     assert channels in (1, 3), channels
     try:

@@ -99,7 +99,7 @@ def training_batches(
 
 
 def _crops_of_array(
-    images: UInt8[Tensor, "all channels height width"],
+    images: UInt8[Tensor, "all channels rows columns"],
     order: Order,
     size: tuple[int, int],
     min_scale: float,

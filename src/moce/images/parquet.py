@@ -78,7 +78,7 @@ class ParquetImages:
         assert 0 <= index < len(self), index
         return int(np.searchsorted(self._starts, index, side="right")) - 1
 
-    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
         group = self._group_of(index)
         data = self._pictures(group)[index - int(self._starts[group])].as_py()

@@ -34,7 +34,7 @@ class Survey(NamedTuple):
 class Decoded(NamedTuple):
     """Every picture of a source; what stands at the `unreadable` indices is black."""
 
-    images: UInt8[Tensor, "all channels height width"]
+    images: UInt8[Tensor, "all channels rows columns"]
     unreadable: list[int]
 
 

@@ -45,7 +45,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """The picture at its own size, and its label. Raises `UnreadableImage`."""
         ...
 
@@ -131,7 +131,7 @@ class FolderImages:
         """The path below the folder."""
         return os.fsdecode(self._names[self._starts[index] : self._starts[index + 1]])
 
-    def get(self, index: int) -> tuple[UInt8[Tensor, "channels height width"], int | None]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
         try:
             data = (self.root / self.name(index)).read_bytes()

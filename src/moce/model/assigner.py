@@ -110,7 +110,7 @@ class Assigner:
 
     @torch.no_grad()
     def features(
-        self, images: UInt8[Tensor, "images channels height width"]
+        self, images: UInt8[Tensor, "images channels rows columns"]
     ) -> Float32[Tensor, "images width"]:
         """The frozen encoder's features of central crops of `image_size`, fp32, on the CPU."""
         assert tuple(images.shape[-2:]) == self.image_size, f"{tuple(images.shape)} is not {self.image_size}"
@@ -208,7 +208,7 @@ def _without_decoder(model: MaskedAutoencoder) -> MaskedAutoencoder:
 @torch.no_grad()
 def encoder_features(
     encoder: MaskedAutoencoder,
-    images: UInt8[Tensor, "images channels height width"],
+    images: UInt8[Tensor, "images channels rows columns"],
     pixel_mean: Sequence[float],
     pixel_std: Sequence[float],
 ) -> Float32[Tensor, "images width"]:

@@ -45,7 +45,7 @@ def room_for(rows: int, width: int, folder: Path) -> Float[Tensor, "rows width"]
         return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, width)))
 
 
-def raw_pixels(images: UInt8[Tensor, "images channels height width"]) -> Float[Tensor, "images pixels"]:
+def raw_pixels(images: UInt8[Tensor, "images channels rows columns"]) -> Float[Tensor, "images pixels"]:
     """Pictures shrunk to 8 x 8 by averaging."""
     return F.adaptive_avg_pool2d(images.float(), RAW_SIDE).flatten(1)
 

@@ -82,7 +82,7 @@ def list_unreadable(folder: Path, source: Source, indices: list[int], quiet: boo
 
 def prepared(
     batch: Batch, config: Training, device: torch.device
-) -> Float[Tensor, "images channels height width"]:
+) -> Float[Tensor, "images channels rows columns"]:
     """Pictures of a batch on the device, mirrored and normalised."""
     images = batch.images.to(device, non_blocking=True)
     mirrored = flips(config.seed, batch.epochs, batch.indices).to(device) if config.flip else None

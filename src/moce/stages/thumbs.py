@@ -68,7 +68,7 @@ def write_thumbs(
 
 def small_pictures(
     source: Source, numbers: Int64[Tensor, "clusters places"], size: tuple[int, int], num_workers: int
-) -> UInt8[Tensor, "clusters places channels height width"]:
+) -> UInt8[Tensor, "clusters places channels rows columns"]:
     """The pictures with these numbers; black where there is none."""
     flat = numbers.flatten()
     wanted = flat[flat >= 0].unique()
@@ -82,7 +82,7 @@ def small_pictures(
     return images.reshape(*numbers.shape, *images.shape[1:])
 
 
-def sheet(pictures: UInt8[Tensor, "places channels height width"]) -> Image.Image:
+def sheet(pictures: UInt8[Tensor, "places channels rows columns"]) -> Image.Image:
     """Pictures in rows of four, on white."""
     num, channels, height, width = pictures.shape
     down = -(-num // ACROSS)

@@ -61,12 +61,12 @@ class Feed(Protocol):
 
     def training(
         self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
-    ) -> Iterable[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+    ) -> Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
         """`num_steps` batches of augmented, normalised pictures of these rows, with their classes."""
 
     def centred(
         self, rows: Int64[Tensor, "rows"]
-    ) -> Iterable[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]]:
+    ) -> Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
         """Every one of these rows once, not augmented: (pictures, rows)."""
 
 
@@ -81,9 +81,7 @@ class Classifier(nn.Module):
             self.head.weight.copy_(normal(seed, "head", 0, torch.arange(num_classes), width) * HEAD_STD)
             self.head.bias.zero_()
 
-    def forward(
-        self, images: Float[Tensor, "images channels height width"]
-    ) -> Float[Tensor, "images classes"]:
+    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images classes"]:
         return self.head(self.encoder(images).float())
 
 
@@ -121,12 +119,12 @@ def factor(step: int, num_steps: int, warmup: float) -> float:
 
 
 def mixed(
-    images: Float[Tensor, "batch channels height width"],
+    images: Float[Tensor, "batch channels h w"],
     targets: Float[Tensor, "batch classes"],
     alpha: float,
     seed: int,
     step: int,
-) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
+) -> tuple[Float[Tensor, "batch channels h w"], Float[Tensor, "batch classes"]]:
     """Mixup (Zhang et al. 2018) of a batch with itself backwards, one Beta(alpha, alpha) share for each step."""
     share = float(np.random.default_rng([seed, step]).beta(alpha, alpha))
     return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
@@ -134,7 +132,7 @@ def mixed(
 
 def train(
     classifier: Classifier,
-    batches: Iterable[tuple[Float[Tensor, "batch channels height width"], Int64[Tensor, "batch"]]],
+    batches: Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]],
     recipe: Recipe,
     lr: float,
     num_steps: int,
