@@ -27,7 +27,7 @@ from moce.engine.randomness import normal
 from moce.engine.runs import Run, open_run, read_run
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
-from moce.images.loader import Batch, readable_substitute
+from moce.images.loader import Batch, readable_substitute, survey
 from moce.images.sources import open_images
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
@@ -42,7 +42,7 @@ from moce.model.experts import (
     load_loss,
 )
 from moce.model.weights import fingerprint, load_model, save_model
-from moce.stages.feed import Feed, checked_pictures, list_unreadable, mask_noise, open_feed, prepared
+from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared
 
 METHODS = {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*"}
 CLUSTERS_FILE = "clusters.safetensors"
@@ -322,7 +322,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     source = open_images(config.images)
     clusters = read_clusters(config.clusters, dense, source.fingerprint())
     model = new_experts(dense, clusters.assigner, config)
-    checked = checked_pictures(source, config.quiet)
+    checked = survey(source, config.quiet)
     inputs = {
         "images": source.fingerprint(),
         "dense model": fingerprint(dense),
@@ -336,12 +336,12 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         if run.finished:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)
             return run.result()
-        list_unreadable(run.path, source, checked.unreadable, config.quiet)
         feed = open_feed(source, checked, model.shape.image_size, config)
         labelled = LabelledFeed(feed, clusters.labels, len(clusters.assigner.centroids))
         objective = ExpertsObjective(model, dense, config)
         method = METHODS[config.gate]
         result = train(run, objective, labelled.batches, feed.plan, config, f"train-experts ({method})")
+        list_unreadable(run.path, source, feed.unreadable, config.quiet)
         about = {
             **header["about"],
             "method": method,
@@ -359,7 +359,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
                 "method": method,
                 "out": str(run.path),
                 "num_images": len(source),
-                "unreadable": len(checked.unreadable),
+                "unreadable": len(feed.unreadable),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "active_parameters": sum(p.numel() for p in dense.parameters()),
                 "flops_per_image": model.flops_per_image(),

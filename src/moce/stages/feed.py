@@ -4,8 +4,8 @@ Everything random about a picture in a step (crop, mirror, mask, gate noise) is 
 the picture), so a run does not depend on the number of processes or on being interrupted.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from moce.engine.progress import say
 from moce.engine.randomness import uniform
 from moce.engine.trainer import Plan
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD, finish, flips
-from moce.images.loader import Batch, Survey, survey, training_batches
+from moce.images.loader import Batch, Survey, training_batches
 from moce.images.sampler import Order
 from moce.images.sources import Source
 
@@ -34,10 +34,11 @@ class Feed:
     plan: Plan
     image_size: tuple[int, int]
     config: Training
+    unreadable: set[int] = field(default_factory=set)  # known from the survey, or met in training
 
     def batches(self, first_step: int, rank: int, processes: int) -> Iterator[Batch]:
-        """This process's share of each global batch from `first_step` on."""
-        return training_batches(
+        """This process's share of each global batch from `first_step` on; notes pictures that had to be replaced."""
+        found = training_batches(
             self.source,
             self.order,
             self.image_size,
@@ -52,6 +53,10 @@ class Feed:
             rank=rank,
             world=processes,
         )
+        for step, batch in enumerate(found, first_step):
+            wanted = self.order.batch(step, rank, processes)[0]
+            self.unreadable.update(wanted[wanted != batch.indices].tolist())
+            yield batch
 
 
 def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], config: Training) -> Feed:
@@ -60,22 +65,17 @@ def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], conf
         len(source), config.batch_size, config.seed, kind=config.order, shards=source.shards(), allowed=None
     )
     plan = Plan(order.steps_for(config.epochs), len(source), config.batch_size, config.warmup)
-    return Feed(source, checked, order, plan, image_size, config)
+    return Feed(source, checked, order, plan, image_size, config, set(checked.unreadable))
 
 
-def checked_pictures(source: Source, quiet: bool) -> Survey:
-    """Survey the pictures before anything is written; UserError where too many cannot be read."""
-    return survey(source, quiet)
-
-
-def list_unreadable(folder: Path, source: Source, indices: list[int], quiet: bool) -> None:
+def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet: bool) -> None:
     """Name the pictures that were skipped in the run folder, and say so."""
-    if not indices:
+    names = [f"{i}\t{source.name(i)}\n" for i in sorted(indices)]
+    if not names:
         return
-    names = [f"{i}\t{source.name(i)}\n" for i in indices]
     (folder / "unreadable.txt").write_text("".join(names), encoding="utf-8")
     say(
-        f"{len(indices)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them",
+        f"{len(names)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them",
         quiet,
     )
 

@@ -11,11 +11,11 @@ from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
-from moce.images.loader import Batch
+from moce.images.loader import Batch, survey
 from moce.images.sources import open_images
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
-from moce.stages.feed import checked_pictures, list_unreadable, mask_noise, normalisation, open_feed, prepared
+from moce.stages.feed import list_unreadable, mask_noise, normalisation, open_feed, prepared
 
 
 class DenseObjective(nn.Module):
@@ -93,15 +93,15 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         inputs["weights of --init"] = starting_weights(model, config.init, config.quiet)
     source = open_images(config.images)
     inputs["images"] = source.fingerprint()
-    checked = checked_pictures(source, config.quiet)
+    checked = survey(source, config.quiet)
     with open_run(config.out, "pretrain", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)
             return run.result()
-        list_unreadable(run.path, source, checked.unreadable, config.quiet)
         feed = open_feed(source, checked, model.shape.image_size, config)
         objective = DenseObjective(model, config)
         result = train(run, objective, feed.batches, feed.plan, config, "pretrain")
+        list_unreadable(run.path, source, feed.unreadable, config.quiet)
         mean, std = normalisation(config.channels)
         about = {"method": "MAE", "mean": mean, "std": std, "images": inputs["images"], "seed": config.seed}
         save_model(run.path / "model.safetensors", model, about)
@@ -111,7 +111,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 "method": "MAE",
                 "out": str(run.path),
                 "num_images": len(source),
-                "unreadable": len(checked.unreadable),
+                "unreadable": len(feed.unreadable),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
                 "flops_per_image": model.flops_per_image(),
