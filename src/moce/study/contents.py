@@ -1,0 +1,187 @@
+"""What of the given runs and files goes onto the page: everything is read here, once, and nothing is drawn."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from moce.engine.files import read_json, sha256_of
+from moce.engine.runs import RunInfo
+from moce.errors import UserError
+from moce.images.sources import open_images
+from moce.model.weights import read_header, read_tensors
+from moce.study.inspect import CHOICE, Found, identify, read_metrics
+
+THUMBS, CLUSTERS, MODEL, ROUTING = (
+    "thumbs/thumbs.safetensors",
+    "clusters.safetensors",
+    "model.safetensors",
+    "routing.json",
+)
+ORDER = ("MAE", "clusters", "MAE*", "TokenMoE", "MoCE")
+ENOUGH = 0.1  # share of a cluster's pictures from which a class is worth naming
+NAMES_SHOWN = 2
+
+
+@dataclass
+class ClusterSet:
+    """Clusters and their small pictures; several runs may hold the same ones."""
+
+    key: str
+    images: UInt8[Tensor, "clusters places channels height width"]
+    indices: Int64[Tensor, "clusters places"]  # -1: no picture
+    sizes: list[int]
+    summary: dict[str, Any]
+    encoder: str  # fingerprint of the dense model
+    classes: list[list[tuple[str, float]]] | None = (
+        None  # per cluster: (class, share of the cluster's pictures)
+    )
+    where: list[str] = field(default_factory=list)
+
+    def pictures(
+        self, cluster: int, first: int, last: int | None
+    ) -> UInt8[Tensor, "pictures channels height width"]:
+        """The pictures at these places that are there."""
+        there = self.indices[cluster, first:last] >= 0
+        return self.images[cluster, first:last][there]
+
+
+@dataclass
+class RunContent:
+    """A run of pretrain, cluster or train-experts."""
+
+    info: RunInfo
+    name: str
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    colour: int = 0  # of its curves
+    clusters: ClusterSet | None = None
+    routing: dict[str, dict[str, list[Any]]] | None = None  # layer: {expert: [K], gate: [K, E]}
+
+    @property
+    def method(self) -> str:
+        """MAE, MoCE, TokenMoE, MAE* or clusters."""
+        names = {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*"}
+        if self.info.verb == "train-experts":
+            return names[self.info.config["gate"]]
+        return {"pretrain": "MAE", "cluster": "clusters"}[self.info.verb]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there are weights yet."""
+        return (self.info.path / MODEL).is_file()
+
+
+@dataclass
+class TaskModel:
+    """A customised folder."""
+
+    info: RunInfo
+    name: str
+    choice: dict[str, Any]
+    source: RunContent | None = None  # the experts' run that it was cut out of, where that is given
+
+
+@dataclass
+class Contents:
+    """Everything that was given, sorted."""
+
+    runs: list[RunContent] = field(default_factory=list)
+    tasks: list[TaskModel] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)  # of evaluate, with "file" added
+    cluster_sets: list[ClusterSet] = field(default_factory=list)
+
+    def of(self, verb: str) -> list[RunContent]:
+        """The runs of a verb."""
+        return [run for run in self.runs if run.info.verb == verb]
+
+    @property
+    def built_in(self) -> bool:
+        """Whether any run is on the toy world."""
+        return any(str(run.info.config.get("images", "")).startswith("toyworld:") for run in self.runs)
+
+
+def gather(paths: tuple[str, ...]) -> Contents:
+    """Read what the paths hold; UserError for one that is no run, customised folder or evaluation."""
+    contents, seen = Contents(), set()
+    found: list[Found] = []
+    for path in paths:
+        if (where := Path(path).resolve()) not in seen:
+            seen.add(where)
+            found.append(identify(path))
+    for item in found:
+        if item.kind == "run":
+            contents.runs.append(_run(item, contents))
+        elif item.kind == "customised":
+            choice = item.path / CHOICE
+            if choice.is_file():  # else it was interrupted: there is nothing to show yet
+                contents.tasks.append(TaskModel(item.content, item.path.name, read_json(choice)))
+        elif item.kind == "evaluations":
+            contents.results += [{**result, "file": str(item.path)} for result in item.content]
+        else:
+            raise UserError(f"{item.path} is a file of a run; name the folder of the run instead.")
+    contents.runs.sort(key=lambda run: ORDER.index(run.method))
+    for number, run in enumerate(run for run in contents.runs if run.info.verb != "cluster"):
+        run.colour = number
+    sources = {run.result.get("fingerprint"): run for run in contents.of("train-experts") if run.result}
+    for task in contents.tasks:
+        task.source = sources.get(task.info.inputs.get("model"))
+    return contents
+
+
+def _run(item: Found, contents: Contents) -> RunContent:
+    info: RunInfo = item.content
+    result = info.result() if info.finished else {}
+    run = RunContent(info, str(item.path), result, read_metrics(item.path))
+    run.clusters = _cluster_set(info, contents)
+    if (item.path / ROUTING).is_file():
+        run.routing = read_json(item.path / ROUTING)
+    return run
+
+
+def _cluster_set(info: RunInfo, contents: Contents) -> ClusterSet | None:
+    """The clusters of a run, the same object for runs that hold the same clusters."""
+    thumbs, assigner, summary = (info.path / name for name in (THUMBS, CLUSTERS, "clusters.json"))
+    if not (thumbs.is_file() and assigner.is_file()):
+        return None
+    header = read_header(assigner)
+    key = sha256_of(thumbs.read_bytes(), json.dumps(header))
+    known = next((c for c in contents.cluster_sets if c.key == key), None)
+    if known is None:
+        content = read_tensors(thumbs)
+        sizes = read_tensors(assigner, prefix="sizes")[""].tolist()
+        about = read_json(summary) if summary.is_file() else {}
+        known = ClusterSet(key, content["images"], content["indices"], sizes, about, header["encoder"])
+        contents.cluster_sets.append(known)
+    known.where.append(str(info.path))
+    if info.verb == "cluster" and known.classes is None:
+        known.classes = _classes(info, len(known.sizes))
+    return known
+
+
+def _classes(info: RunInfo, num_clusters: int) -> list[list[tuple[str, float]]] | None:
+    """The most frequent classes of every cluster; None where the pictures have none or are not there any more."""
+    try:
+        source = open_images(info.config["images"])
+        same = source.fingerprint() == info.inputs.get("images")
+    except UserError:
+        return None
+    if (
+        not same
+        or source.labels is None
+        or source.classes is None
+        or not (info.path / "labels.npy").is_file()
+    ):
+        return None
+    clusters = np.load(info.path / "labels.npy")
+    named = []
+    for cluster in range(num_clusters):
+        counts = Counter(source.labels[clusters == cluster].tolist())
+        common = [(source.classes[label], n / counts.total()) for label, n in counts.most_common(NAMES_SHOWN)]
+        named.append([(name, share) for name, share in common if share >= ENOUGH])
+    return named

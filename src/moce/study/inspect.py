@@ -1,0 +1,290 @@
+"""What lies at a path: every file and folder that we write, told by its content, not by its name."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+import moce
+from moce.config import InspectConfig, verb
+from moce.engine.files import read_json
+from moce.engine.progress import clock
+from moce.engine.runs import CONFIG, RunInfo, read_run
+from moce.errors import UserError, did_you_mean
+from moce.model.weights import read_header, read_tensors
+from moce.study.table import is_evaluation, percent
+
+CHOICE = "choice.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path holds.
+
+    `kind` is run, customised, model, clusters, checkpoint, thumbs or evaluations; `content` the RunInfo of a run or a
+    customised folder, the JSON header of a file of tensors, or the list of evaluations.
+    """
+
+    kind: str
+    path: Path
+    content: Any
+
+
+def identify(path: str | Path) -> Found:
+    """What lies at `path`; UserError when it is nothing of ours."""
+    path = Path(path)
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"There is no file or folder {path}.{did_you_mean(path.name, beside)}")
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".safetensors":
+        return _tensors(path)
+    if path.suffix == ".json":
+        return _evaluations(path)
+    raise UserError(
+        f"{path} is no file of moce: name a run folder, a .safetensors file or the JSON of `moce evaluate`."
+    )
+
+
+def _folder(path: Path) -> Found:
+    if not (path / CONFIG).is_file():
+        inside = sorted(p.name for p in path.iterdir() if (p / CONFIG).is_file())
+        if inside:
+            raise UserError(f"{path} is no run, but holds runs: name them, such as {path / inside[0]}.")
+        raise UserError(f"{path} is not a run folder or a customised model: it has no {CONFIG}.")
+    info = read_run(path)
+    return Found("customised" if info.verb == "customize" else "run", path, info)
+
+
+def _tensors(path: Path) -> Found:
+    try:
+        header = read_header(path)
+    except UserError:
+        # The weights of a customised model carry timm's header, not ours; the folder says what they are.
+        if (path.parent / CHOICE).is_file() and path.name == "model.safetensors":
+            return _folder(path.parent)
+        raise
+    kinds = {"autoencoder": "model", "experts": "model", "assigner": "clusters"}
+    kind = kinds.get(header.get("kind", ""), header.get("kind"))
+    if kind not in ("model", "clusters", "checkpoint", "thumbs"):
+        raise UserError(f"{path} holds '{kind}', which this version of moce does not know.")
+    return Found(kind, path, header)
+
+
+def _evaluations(path: Path) -> Found:
+    content = read_json(path)
+    results = content if isinstance(content, list) else [content]
+    if results and all(is_evaluation(result) for result in results):
+        return Found("evaluations", path, results)
+    if (path.parent / CONFIG).is_file():
+        raise UserError(f"{path} is part of the run in {path.parent}; name that folder.")
+    raise UserError(
+        f"{path} is not the result of `moce evaluate`, nor of anything else here that has a page."
+    )
+
+
+@verb(InspectConfig)
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Say what a file or folder of ours holds, on stdout.
+
+    Returns {verb, path, kind, summary} and what was read. Raises UserError for anything that is not ours.
+    """
+    found = identify(config.path)
+    describe = {
+        "run": _run,
+        "customised": _customised,
+        "model": _model,
+        "clusters": _clusters,
+        "checkpoint": _checkpoint,
+        "thumbs": _thumbs,
+        "evaluations": _results,
+    }[found.kind]
+    lines, facts = describe(found)
+    if not config.quiet:
+        print("\n".join([f"{found.path}: {lines[0]}", *(f"  {line}" for line in lines[1:])]))
+    return {"verb": "inspect", "path": str(found.path), "kind": found.kind, "summary": lines[0], **facts}
+
+
+Described = tuple[list[str], dict[str, Any]]
+"""Lines for people, the first of them the headline, and facts for JSON."""
+
+
+def changed_options(info: RunInfo) -> dict[str, Any]:
+    """The options of a run that differ from the defaults, without those that say where results go."""
+    config_class = getattr(moce, info.verb.replace("-", "_")).config_class
+    changed = {}
+    for field in fields(config_class):
+        if field.name not in info.config or field.metadata["role"] == "output":
+            continue
+        value = info.config[field.name]
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if value != default:
+            changed[field.name] = value
+    return changed
+
+
+def shown(value: Any) -> str:
+    """An option's value as one would type it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def spelled(options: dict[str, Any]) -> str:
+    """Options as on a command line."""
+    return " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in options.items())
+
+
+def _run(found: Found) -> Described:
+    info: RunInfo = found.content
+    options = changed_options(info)
+    result = info.result() if info.finished else {}
+    state = "finished" if info.finished else "not finished (the same command continues it)"
+    method = f" ({result['method']})" if "method" in result else ""
+    lines = [
+        f"a run of `moce {info.verb}`{method}, {state}",
+        f"options: {spelled(options) or 'all defaults'}",
+    ]
+    if "steps" in result:
+        lines.append(
+            f"{result['steps']:,} steps on {result['num_images']:,} pictures in {clock(result['seconds'])} "
+            f"({result['images_per_second']:,.0f} images/s, {result['peak_rss_bytes'] / 2**30:.1f} GiB)"
+        )
+        active = f", {result['active_parameters']:,} active" if "active_parameters" in result else ""
+        lines.append(f"{result['parameters']:,} parameters{active}")
+    if last := last_metrics(found.path):
+        names = ("loss", "reconstruction", "distill", "max_gate", "agreement", "dead")
+        figures = [f"{name} {last[name]:.4g}" for name in names if name in last]
+        lines.append(f"at step {last['step']:,}: {', '.join(figures)}")
+    if "num_clusters" in result:
+        lines.append(
+            f"{result['num_images']:,} pictures in {result['num_clusters']} clusters of {result['size_min']} to "
+            f"{result['size_max']}, {result['moved']:.1%} moved for balance"
+        )
+        if result.get("nmi") is not None:
+            lines.append(
+                f"agreement with the classes: NMI {result['nmi']:.3f}, raw pixels {result['nmi_raw']:.3f}"
+            )
+    return lines, {"run": info.verb, "finished": info.finished, "options": options, "result": result or None}
+
+
+def last_metrics(folder: Path) -> dict[str, Any] | None:
+    """The last line of a run's metrics."""
+    lines = read_metrics(folder)
+    return lines[-1] if lines else None
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut off is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _customised(found: Found) -> Described:
+    info: RunInfo = found.content
+    model = read_json(found.path / CONFIG)
+    choice = read_json(found.path / CHOICE) if (found.path / CHOICE).is_file() else {}
+    side = "x".join(map(str, model["pretrained_cfg"]["input_size"][1:]))
+    lines = [
+        f"a customised model: {model['architecture']} for pictures of {side}, cut out of {info.config['moce']}"
+    ]
+    if choice:
+        cluster = "" if choice["cluster"] is None else f", cluster {choice['cluster']}"
+        experts = ", ".join(f"block {layer}: {e}" for layer, e in choice["experts"].items())
+        lines.append(f"chosen by {choice['strategy']}{cluster}; experts kept: {experts}")
+        if choice["num_images"]:
+            fit = choice["fit"]
+            lines.append(
+                f"{choice['num_images']:,} pictures voted: margin {percent(choice['margin'])} %, mean cosine "
+                f"{fit['mean_cosine']:.3f} (percentile {fit['percentile']:.0f} of pre-training pictures)"
+            )
+        if choice["warning"]:
+            lines.append(f"warning: {choice['warning']}")
+    lines.append(f'load it: timm.create_model("local-dir:{found.path}", pretrained=True, num_classes=N)')
+    return lines, {"finished": info.finished, "architecture": model["architecture"], "choice": choice or None}
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """(number of tensors, number of values) of a file, from its header."""
+    with safe_open(path, "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    return len(shapes), sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    size, patch = ("x".join(map(str, shape[name])) for name in ("image_size", "patch_size"))
+    return f"{shape['architecture']}, pictures of {size} in patches of {patch}"
+
+
+def _model(found: Found) -> Described:
+    header = found.content
+    shape, experts, about = header["shape"], header["experts"], header["about"]
+    tensors, values = _sizes(found.path)
+    lines = [f"a masked autoencoder ({about.get('method', 'of no known run')}): {_shape(shape)}"]
+    lines.append(f"decoder {shape['decoder_depth']} x {shape['decoder_width']}, mask {shape['mask_ratio']}")
+    if experts:
+        reads = {"cluster": f"the picture's cluster of {experts['num_clusters']}", "token": "each token"}
+        blocks = ", ".join(map(str, experts["layers"]))
+        lines.append(
+            f"{experts['num_experts']} experts in blocks {blocks}; the gate reads {reads[experts['gate']]}"
+        )
+    lines.append(f"{values:,} values in {tensors} tensors")
+    return lines, {"header": header, "tensors": tensors, "values": values}
+
+
+def _clusters(found: Found) -> Described:
+    header = found.content
+    sizes = read_tensors(found.path, prefix="sizes")[""]
+    cosines = read_tensors(found.path, prefix="cosine_quantiles")[""]
+    middle = float(cosines[len(cosines) // 2])
+    lines = [
+        f"an assigner: {len(sizes)} clusters of {int(sizes.min())} to {int(sizes.max())} pictures, with the encoder",
+        f"encoder: {_shape(header['shape'])}; eps {header['eps']:g}",
+        f"cosine of the training pictures to their centroid: median {middle:.3f}",
+        f"fingerprints: pictures {header['images']}, dense model {header['encoder']}",
+    ]
+    return lines, {"header": header, "num_clusters": len(sizes), "sizes": sizes.tolist()}
+
+
+def _checkpoint(found: Found) -> Described:
+    header = found.content
+    run = found.path.parent.parent
+    whose = f" of `moce {read_run(run).verb}` in {run}" if (run / CONFIG).is_file() else ""
+    lines = [
+        f"a checkpoint{whose}: after step {header['step']:,}, {clock(header['seconds'])} of training",
+        "weights, the optimiser's moments and the unfinished line of metrics; the command of the run continues from it",
+    ]
+    return lines, {"step": header["step"], "seconds": header["seconds"]}
+
+
+def _thumbs(found: Found) -> Described:
+    with safe_open(found.path, "pt") as file:
+        clusters, places, channels, height, width = file.get_slice("images").get_shape()
+    lines = [
+        f"small pictures of {clusters} clusters: {places} each, {height}x{width}, {channels} channels",
+        f"the first {found.content['nearest']} lie nearest to the centroid, the others are drawn at random",
+    ]
+    return lines, {"num_clusters": clusters}
+
+
+def _results(found: Found) -> Described:
+    results = found.content
+    lines = [f"{len(results)} result{'s' * (len(results) > 1)} of `moce evaluate`"]
+    for r in results:
+        lines.append(
+            f"{r['task']}: {r['method']} {percent(r['value'])} % {r['metric']} ({r['protocol']}, {r['num_test']} test "
+            f"pictures), model {r['model']}"
+        )
+    return lines, {"results": results}

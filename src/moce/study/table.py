@@ -1,0 +1,117 @@
+"""Evaluations as a table: tasks by methods, protocol by protocol, for the page and for the terminal."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+ORDER = ("MAE", "MAE*", "TokenMoE", "MoCE")
+NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
+
+
+def is_evaluation(content: Any) -> bool:
+    """Whether `content` is one result of `moce evaluate`."""
+    return isinstance(content, dict) and "schema" in content and all(name in content for name in NEEDED)
+
+
+def percent(value: float) -> str:
+    """0.7123 as '71.2'."""
+    return f"{100 * value:.1f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Results of one protocol."""
+
+    protocol: str
+    results: list[dict[str, Any]]
+    methods: list[str] = field(init=False)
+    tasks: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = list(dict.fromkeys(r["method"] for r in self.results))
+        known = [m for m in ORDER if m in names]
+        object.__setattr__(self, "methods", known + sorted(m for m in names if m not in ORDER))
+        object.__setattr__(self, "tasks", list(dict.fromkeys(r["task"] for r in self.results)))
+
+    def of(self, task: str, method: str) -> list[dict[str, Any]]:
+        """The results of a task and method: several where there are several seeds or models."""
+        return [r for r in self.results if r["task"] == task and r["method"] == method]
+
+    def value(self, task: str, method: str) -> float | None:
+        """Their mean; None without any."""
+        values = [r["value"] for r in self.of(task, method)]
+        return sum(values) / len(values) if values else None
+
+    def metric(self, task: str) -> str:
+        """How the task is scored."""
+        return next(r["metric"] for r in self.results if r["task"] == task)
+
+    def best(self, task: str) -> set[str]:
+        """The methods with the highest value as printed; nobody where there is no rival."""
+        found = {m: percent(v) for m in self.methods if (v := self.value(task, m)) is not None}
+        highest = max(found.values(), key=float)
+        return {m for m, v in found.items() if v == highest} if len(found) > 1 else set()
+
+    @property
+    def shared(self) -> list[str]:
+        """Tasks that every method was measured on: means over others would compare different things."""
+        return [t for t in self.tasks if all(self.of(t, m) for m in self.methods)]
+
+    def mean(self, method: str) -> float | None:
+        """Mean over the shared tasks."""
+        values = [self.value(task, method) for task in self.shared]
+        return sum(v for v in values if v is not None) / len(values) if values else None
+
+    @property
+    def baseline(self) -> str | None:
+        """What the others are compared with: MAE*, which saw as many updates, else MAE."""
+        return next((m for m in ("MAE*", "MAE") if m in self.methods and len(self.methods) > 1), None)
+
+    def difference(self, task: str | None, method: str) -> float | None:
+        """Value minus the baseline's, of a task or (None) of the mean."""
+        if self.baseline is None or method == self.baseline:
+            return None
+        own = self.mean(method) if task is None else self.value(task, method)
+        other = self.mean(self.baseline) if task is None else self.value(task, self.baseline)
+        return None if own is None or other is None else own - other
+
+    @property
+    def standard_errors(self) -> tuple[float, float]:
+        """(of a typical single value, of a mean over the shared tasks) from the number of test pictures alone."""
+        variances = {}
+        for task in self.tasks:
+            rows = [r for r in self.results if r["task"] == task]
+            value, pictures = sum(r["value"] for r in rows) / len(rows), min(r["num_test"] for r in rows)
+            variances[task] = value * (1 - value) / pictures
+        shared = self.shared or self.tasks
+        single = math.sqrt(sum(variances.values()) / len(variances))
+        return single, math.sqrt(sum(variances[t] for t in shared)) / len(shared)
+
+
+def tables(results: list[dict[str, Any]]) -> list[Table]:
+    """One table per protocol, in the order in which the protocols come; a result given twice counts once."""
+    once: list[dict[str, Any]] = []
+    for result in results:
+        if result not in once:
+            once.append(result)
+    protocols = dict.fromkeys(r["protocol"] for r in once)
+    return [Table(p, [r for r in once if r["protocol"] == p]) for p in protocols]
+
+
+def as_text(table: Table) -> str:
+    """The table for a terminal, in per cent; the best of each row has a star."""
+    width = max(len(task) for task in [*table.tasks, "mean of 00 tasks"]) + 2
+    lines = [f"{table.protocol:<{width}}" + "".join(f"{m:>11}" for m in table.methods)]
+    for task in table.tasks:
+        best, row = table.best(task), f"{task:<{width}}"
+        for method in table.methods:
+            value = table.value(task, method)
+            shown = "-" if value is None else percent(value)
+            row += f"{shown + ('*' if method in best else ' '):>11}"
+        lines.append(row)
+    if len(table.shared) > 1:
+        row = f"{'mean of ' + str(len(table.shared)) + ' tasks':<{width}}"
+        for method in table.methods:
+            row += f"{percent(table.mean(method) or 0) + ' ':>11}"
+        lines.append(row)
+    return "\n".join(lines)
