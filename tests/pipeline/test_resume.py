@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 TOY = "toyworld://digits?split=train&num=160&size=32"
-OPTIONS = ["--preset", "debug", "--checkpoint-steps", "4", "--epochs", "8", "--batch-size", "32", "--num-workers", "0"]
+OPTIONS = [
+    "--preset",
+    "debug",
+    "--checkpoint-steps",
+    "4",
+    "--epochs",
+    "8",
+    "--batch-size",
+    "32",
+    "--num-workers",
+    "0",
+]
 
 
 def start(*arguments: object) -> subprocess.Popen:
@@ -54,7 +65,9 @@ def same_run(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["kill", "term", "int"]
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    ids=["kill", "term", "int"],
 )
 def test_pretrain_continues_exactly(tmp_path: Path, uninterrupted: Path, cli, number: int, code: int) -> None:
     command = ["pretrain", "--images", TOY, "--out", tmp_path / "mae", *OPTIONS]
@@ -72,7 +85,9 @@ def test_experts_continue_exactly_after_kill(tmp_path: Path, uninterrupted: Path
     assert cli("cluster", mae, "--images", TOY, "--out", clusters, "--quiet").code == 0
     command = ["train-experts", mae, clusters, "--images", TOY, *OPTIONS[2:]]
     assert cli(*command, "--out", tmp_path / "whole", "--quiet").code == 0
-    assert interrupt_after(start(*command, "--out", tmp_path / "cut"), tmp_path / "cut", 9, signal.SIGKILL) == -9
+    assert (
+        interrupt_after(start(*command, "--out", tmp_path / "cut"), tmp_path / "cut", 9, signal.SIGKILL) == -9
+    )
     assert cli(*command, "--out", tmp_path / "cut", "--quiet").code == 0
     same_run(tmp_path / "whole", tmp_path / "cut")
 
@@ -84,7 +99,10 @@ def test_a_finished_run_is_left_alone_and_a_changed_option_is_named(uninterrupte
     assert again.code == 0 and "is finished" in again.stderr
     other = cli(*command, "--epochs", "9", "--weight-decay", "0.1")
     assert other.code == 2
-    assert "--epochs was 8 and is now 9" in other.stderr and "--weight-decay was 0.05 and is now 0.1" in other.stderr
+    assert (
+        "--epochs was 8 and is now 9" in other.stderr
+        and "--weight-decay was 0.05 and is now 0.1" in other.stderr
+    )
     faster = cli(*command, "--num-workers", "1", "--precision", "fp32")
     assert faster.code == 0 and "is finished" in faster.stderr
     assert (uninterrupted / "mae" / "model.safetensors").stat().st_mtime_ns == before

@@ -105,7 +105,9 @@ def test_percentile_of_random_subsets() -> None:
     quantiles = np.linspace(0, 1, 1001)  # cosines even between 0 and 1
     assert percentile_of_mean(0.5, 10, quantiles, 0) == pytest.approx(50, abs=6)
     assert percentile_of_mean(0.2, 100, quantiles, 0) == 0
-    assert percentile_of_mean(0.5 + 1.645 / math.sqrt(12 * 5000), 5000, quantiles, 0) == pytest.approx(95, abs=3)
+    assert percentile_of_mean(0.5 + 1.645 / math.sqrt(12 * 5000), 5000, quantiles, 0) == pytest.approx(
+        95, abs=3
+    )
 
 
 # The stage
@@ -121,7 +123,9 @@ def test_the_folder_loads_in_timm_at_other_sizes_and_class_counts(small_runs, tm
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(plain.forward_features(images), strict.forward_features(images))
-        other = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=7, img_size=(48, 64)).eval()
+        other = timm.create_model(
+            f"local-dir:{out}", pretrained=True, num_classes=7, img_size=(48, 64)
+        ).eval()
         assert other(torch.randn(2, 3, 48, 64)).shape == (2, 7)
     same = torch.equal(other.blocks[0].attn.qkv.weight, plain.blocks[0].attn.qkv.weight)
     assert same, "timm loaded other weights for another class count"
@@ -165,7 +169,9 @@ def test_other_strategies_write_a_model(small_runs, tmp_path: Path, strategy: st
 )
 def test_bad_options_are_refused(small_runs, tmp_path: Path, changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        moce.customize(**{"moce": small_runs.moce, "images": TASK, "out": tmp_path / "m", "quiet": True, **changes})
+        moce.customize(
+            **{"moce": small_runs.moce, "images": TASK, "out": tmp_path / "m", "quiet": True, **changes}
+        )
     assert not (tmp_path / "m").exists()
 
 

@@ -4,6 +4,7 @@ The loop knows nothing about what is trained: an objective is a module whose `fo
 to log, and whose `trained` sub-module is what checkpoints hold. Everything random comes with the batch's indices.
 """
 
+import logging
 import math
 import os
 import signal
@@ -125,15 +126,16 @@ def train(
     keep_freed_memory()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says its precision itself
     fabric = Fabric(accelerator=device.type, devices=1, precision="bf16-mixed" if bf16 else "32-true")
     objective.to(device)
     groups = objective.parameter_groups(config)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
-    step, spent = 0, 0.0
+    step, spent, spent_cpu = 0, 0.0, 0.0
     sums: dict[str, Tensor] = {}
     if saved := checkpoints(run.path):
         sums, about = restore_checkpoint(saved[-1], objective.trained, optimizer)
-        step, spent = about["step"], about["seconds"]
+        step, spent, spent_cpu = about["step"], about["seconds"], about["cpu_seconds"]
         sums = {n: t.to(device) for n, t in sums.items()}
         say(f"{what} continues after step {step:,} of {plan.num_steps:,}", config.quiet)
     run.keep_metrics_before(step)
@@ -141,12 +143,16 @@ def train(
     peak = peak_flops(device.type, bf16)
     flops = objective.flops_per_image()
     started = line_started = saved_at = time.monotonic()
+    started_cpu = time.process_time()
     line_first = step
+
+    def costs() -> dict[str, float]:
+        wall, cpu = time.monotonic() - started, time.process_time() - started_cpu
+        return {"seconds": spent + wall, "cpu_seconds": spent_cpu + cpu}
 
     def save() -> None:
         nonlocal saved_at
-        seconds = spent + time.monotonic() - started
-        save_checkpoint(run.path, step, objective.trained, optimizer.optimizer, sums, {"seconds": seconds})
+        save_checkpoint(run.path, step, objective.trained, optimizer.optimizer, sums, costs())
         saved_at = time.monotonic()
 
     images = plan.num_steps * plan.batch_size
@@ -192,12 +198,12 @@ def train(
                 if not due:  # the signal came after the check above
                     save()
                 interruption.leave()
-    seconds = spent + time.monotonic() - started
+    cost = costs()
     return {
         "steps": plan.num_steps,
         "images": images,
-        "seconds": seconds,
-        "images_per_second": images / max(seconds, 1e-9),
+        **cost,
+        "images_per_second": images / max(cost["seconds"], 1e-9),
         "precision": "bf16" if bf16 else "fp32",
         "device": str(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import timm
 import torch
 from jaxtyping import Bool, Float, Int64
-from timm.layers import Mlp, resample_abs_pos_embed
+from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -359,13 +359,6 @@ def mlp_ratio(encoder: VisionTransformer) -> float:
         if type(block.mlp) is Mlp:
             return block.mlp.fc1.out_features / encoder.embed_dim
     return encoder.blocks[0].mlp.hidden / encoder.embed_dim
-
-
-def resized_positions(
-    positions: Float[Tensor, "1 tokens width"], old: tuple[int, int], new: tuple[int, int]
-) -> Float[Tensor, "1 newtokens width"]:
-    """Position embeddings of another grid of patches (timm's bicubic resampling)."""
-    return resample_abs_pos_embed(positions, new_size=list(new), old_size=list(old), num_prefix_tokens=1)
 
 
 def shape_json(shape: AutoencoderShape) -> dict[str, Any]:

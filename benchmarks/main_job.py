@@ -1,0 +1,118 @@
+"""The main job on real pictures, command by command: what it gives, what each command took.
+
+    python benchmarks/main_job.py --images train.parquet --data-root packs --runs runs/tiny-imagenet --out results/main-job
+
+Runs pretrain, cluster, train-experts (cluster, token, none) and evaluate (all tasks; knn and linear; MAE, MAE*,
+TokenMoE, MoCE) as processes of their own and writes OUT.json and OUT.md. Finished runs are left alone, so that it can be
+interrupted; their seconds are then those that the run itself counted.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+METHODS = {"MAE": "mae", "MAE*": "mae-star", "TokenMoE": "tokenmoe", "MoCE": "moce"}
+PROTOCOLS = ("knn", "linear")
+
+
+def run(command: list[str], result: Path) -> dict[str, Any]:
+    """Run one `moce` command unless its result is there; what it took."""
+    shown = "moce " + shlex.join(command)
+    counted = result.with_suffix(".cost.json")
+    if result.exists() and counted.exists():
+        return json.loads(counted.read_text())
+    print(shown, file=sys.stderr, flush=True)
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "moce", *command, "--json", str(result)])
+    _, status, usage = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        raise SystemExit(f"{shown} ended with exit code {code}")
+    content = json.loads(result.read_text())
+    wall = time.monotonic() - started
+    counts = content if isinstance(content, dict) else {}
+    earlier = counts.get("seconds", 0) if isinstance(counts.get("seconds", 0), (int, float)) else 0
+    cost = {
+        "command": shown,
+        "wall_seconds": max(wall, earlier),  # a run that was finished before counted its own seconds
+        # Of a run that was finished before, what it counted itself; None where it did not.
+        "cpu_seconds": usage.ru_utime + usage.ru_stime if wall >= earlier else counts.get("cpu_seconds"),
+        "peak_rss_bytes": max(usage.ru_maxrss * 1024, counts.get("peak_rss_bytes") or 0),
+        "images_per_second": counts.get("images_per_second"),
+    }
+    counted.write_text(json.dumps(cost))
+    return cost
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--images", "--data-root", "--out"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/main-job"))
+    parser.add_argument("--preset", default="tiny-imagenet")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--experts-options", default="", help="further options of train-experts, in one text")
+    given = parser.parse_args()
+    runs: Path = given.runs
+    (runs / "json").mkdir(parents=True, exist_ok=True)
+    pictures = ["--images", given.images, "--seed", given.seed]
+    mae, clusters = str(runs / "mae"), str(runs / "clusters")
+    costs = [
+        run(["pretrain", *pictures, "--preset", given.preset, "--out", mae], runs / "json" / "mae.json"),
+        run(["cluster", mae, *pictures, "--out", clusters], runs / "json" / "clusters.json"),
+    ]
+    for gate, name in (("cluster", "moce"), ("token", "tokenmoe"), ("none", "mae-star")):
+        options = ["--gate", gate, "--out", str(runs / name), *given.experts_options.split()]
+        costs.append(run(["train-experts", mae, clusters, *pictures, *options], runs / "json" / f"{name}.json"))
+    evaluations: list[dict[str, Any]] = []
+    for protocol in PROTOCOLS:
+        for name in METHODS.values():
+            path = runs / "json" / f"{name}-{protocol}.json"
+            task = ["--task", "all", "--data-root", given.data_root, "--protocol", protocol, "--seed", given.seed]
+            costs.append(run(["evaluate", str(runs / name), *task], path))
+            evaluations += json.loads(path.read_text())
+    content = {
+        "about": "one dense model, one seed: a demonstration, not evidence",
+        "costs": costs,
+        "wall_seconds": sum(c["wall_seconds"] for c in costs),
+        "clusters": json.loads((runs / "json" / "clusters.json").read_text()),
+        "training": {n: json.loads((runs / "json" / f"{n}.json").read_text()) for n in METHODS.values()},
+        "evaluations": evaluations,
+    }
+    for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(content))):
+        Path(given.out + suffix).write_text(text + "\n", encoding="utf-8")
+    print(table(content))
+
+
+def table(content: dict[str, Any]) -> str:
+    """Tasks x methods for each protocol, then what the commands took."""
+    lines = [f"{content['about'].capitalize()}."]
+    for protocol in PROTOCOLS:
+        cells = {
+            (e["task"], e["method"]): e["value"] for e in content["evaluations"] if e["protocol"] == protocol
+        }
+        tasks = sorted({task for task, _ in cells})
+        lines += ["", f"### {protocol}, per cent on the test split", ""]
+        lines += ["| task | " + " | ".join(METHODS) + " |", "|---|" + "---:|" * len(METHODS)]
+        for task in tasks:
+            lines.append(f"| {task} | " + " | ".join(f"{100 * cells[task, m]:.2f}" for m in METHODS) + " |")
+        means = [sum(cells[t, m] for t in tasks) / len(tasks) for m in METHODS]
+        lines.append("| **mean** | " + " | ".join(f"{100 * mean:.2f}" for mean in means) + " |")
+    lines += ["", "### What the commands took", "", "| command | minutes | CPU minutes | peak MiB |", "|---|---:|---:|---:|"]
+    for cost in content["costs"]:
+        cpu = "" if cost["cpu_seconds"] is None else f"{cost['cpu_seconds'] / 60:.1f}"
+        peak = cost["peak_rss_bytes"] / 2**20
+        lines.append(f"| `{cost['command']}` | {cost['wall_seconds'] / 60:.1f} | {cpu} | {peak:.0f} |")
+    cpu = sum(c["cpu_seconds"] or 0 for c in content["costs"]) / 60
+    lines.append(f"| all | {content['wall_seconds'] / 60:.1f} | {cpu:.1f} | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

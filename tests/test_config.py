@@ -1,0 +1,82 @@
+"""Options: presets, values that do not fit, and the two ways to give them."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+import moce
+from moce.__main__ import CONFIGS, parse
+from moce.config import ExpertsConfig, PretrainConfig, changed_method_options, resolve
+from moce.errors import UserError
+from moce.presets import PRESETS
+
+
+def test_an_option_wins_over_the_preset_and_the_preset_over_the_default() -> None:
+    config = resolve(PretrainConfig, {"images": "x", "out": "y", "preset": "debug", "epochs": "7"})
+    assert config.epochs == 7
+    assert config.model == PRESETS["debug"].pretrain["model"]
+    assert config.min_crop == 0.2
+
+
+def test_later_stages_take_the_recipe_of_the_dense_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"verb": "pretrain", "options": {"preset": "debug"}}))
+    config = resolve(ExpertsConfig, {"mae": tmp_path, "clusters": "c", "images": "x", "out": "y"})
+    assert config.preset == "debug" and config.layers == PRESETS["debug"].experts["layers"]
+    other = {"mae": tmp_path, "clusters": "c", "images": "x", "out": "y", "preset": "tiny-imagenet"}
+    assert resolve(ExpertsConfig, other).layers == (9, 11)
+
+
+def test_lists_and_switches_of_the_command_line() -> None:
+    verb, options = parse(["train-experts", "m", "c", "--images", "x", "--out", "y", "--layers", "9,11", "--no-flip"])
+    config = resolve(CONFIGS[verb], options)
+    assert config.layers == (9, 11) and config.flip is False and config.mae == "m" and config.clusters == "c"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 1.5}, "--epochs must be a whole number"),
+        ({"epochs": True}, "--epochs must be a whole number"),
+        ({"flip": "yes"}, "--flip is a switch"),
+        ({"base_lr": "fast"}, "--base-lr must be a number"),
+        ({"order": "globl"}, "Did you mean 'global'"),
+        ({"epoch": 3}, "Did you mean 'epochs'"),
+        ({"mask_ratio": -0.5}, "at least 0"),
+    ],
+)
+def test_values_that_do_not_fit(options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(PretrainConfig, {"images": "x", "out": "y", **options})
+
+
+def test_speed_options_may_change_and_method_options_may_not() -> None:
+    before = resolve(PretrainConfig, {"images": "x", "out": "y"})
+    recorded = json.loads(json.dumps(before.__dict__))
+    faster = resolve(PretrainConfig, {"images": "elsewhere", "out": "z", "num_workers": 4, "device": "cpu", "quiet": True})
+    assert changed_method_options(recorded, faster) == []
+    other = resolve(PretrainConfig, {"images": "x", "out": "y", "mask_ratio": 0.5, "seed": 3})
+    assert changed_method_options(recorded, other) == ["--seed was 0 and is now 3", "--mask-ratio was 0.75 and is now 0.5"]
+
+
+def test_a_verb_is_a_function_with_the_options_as_arguments() -> None:
+    for verb, config_class in CONFIGS.items():
+        function = getattr(moce, verb.replace("-", "_"))
+        assert set(inspect.signature(function).parameters) == set(config_class.__dataclass_fields__)
+        assert function.__doc__
+
+
+def test_every_preset_resolves_for_every_stage() -> None:
+    for name in PRESETS:
+        for verb in ("pretrain", "cluster", "train-experts"):
+            needed = {"enc": "e", "mae": "m", "clusters": "c", "images": "x", "out": "y", "preset": name}
+            known = CONFIGS[verb].__dataclass_fields__
+            resolve(CONFIGS[verb], {n: v for n, v in needed.items() if n in known})
+
+
+def test_help_is_quick_and_needs_no_torch(cli) -> None:
+    done = cli("--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.code == 0 and "train-experts" in done.stdout and "tiny-imagenet-gpu" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "moce.config" in imported and not imported & {"torch", "numpy", "timm"}
