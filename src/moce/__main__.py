@@ -7,6 +7,7 @@ Exit codes: 0; 1 a fault of ours; 2 the user's input, one sentence on stderr; 13
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 import typing
 from importlib import import_module
@@ -118,9 +119,15 @@ def run(arguments: list[str]) -> None:
         write_json(resolved.json, result)
 
 
+def terminated(*_: object) -> NoReturn:
+    """SIGTERM outside of training, which handles it itself: unwind, so that no half-written file stays."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Entry point: turns what went wrong into an exit code."""
     code = 0
+    signal.signal(signal.SIGTERM, terminated)
     try:
         run(sys.argv[1:])
     except UserError as error:
