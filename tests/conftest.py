@@ -7,6 +7,7 @@ pyproject.toml), which must be in place before the first `import moce`, and a te
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -193,7 +194,9 @@ def small_runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
     folder.mkdir(exist_ok=True)
     runs = SmallRuns(TOY, *(folder / name for name in ("mae", "clusters", "moce", "tokenmoe", "mae-star")))
     with open(folder / ".building", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process builds, the others wait; a finished run is left alone
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # the first process builds, the others wait; a finished run is left alone
         import moce
 
         moce.pretrain(images=TOY, out=runs.mae, preset="debug", quiet=True)
@@ -201,3 +204,27 @@ def small_runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
         for gate, out in {"cluster": runs.moce, "token": runs.token_moce, "none": runs.mae_star}.items():
             moce.train_experts(runs.mae, runs.clusters, images=TOY, gate=gate, out=out, quiet=True)
     return runs
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line inside this process: what `cli` gives, without paying for the start of a process."""
+
+    def run(*arguments: object, cwd: Path | None = None, **_: object) -> Finished:
+        from moce.__main__ import main
+
+        monkeypatch.setattr(sys, "argv", ["moce", *map(str, arguments)])
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return Finished(code, *capsys.readouterr())
+
+    return run

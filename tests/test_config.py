@@ -29,7 +29,9 @@ def test_later_stages_take_the_recipe_of_the_dense_run(tmp_path: Path) -> None:
 
 
 def test_lists_and_switches_of_the_command_line() -> None:
-    verb, options = parse(["train-experts", "m", "c", "--images", "x", "--out", "y", "--layers", "9,11", "--no-flip"])
+    verb, options = parse(
+        ["train-experts", "m", "c", "--images", "x", "--out", "y", "--layers", "9,11", "--no-flip"]
+    )
     config = resolve(CONFIGS[verb], options)
     assert config.layers == (9, 11) and config.flip is False and config.mae == "m" and config.clusters == "c"
 
@@ -54,10 +56,15 @@ def test_values_that_do_not_fit(options: dict, words: str) -> None:
 def test_speed_options_may_change_and_method_options_may_not() -> None:
     before = resolve(PretrainConfig, {"images": "x", "out": "y"})
     recorded = json.loads(json.dumps(before.__dict__))
-    faster = resolve(PretrainConfig, {"images": "elsewhere", "out": "z", "num_workers": 4, "device": "cpu", "quiet": True})
+    faster = resolve(
+        PretrainConfig, {"images": "elsewhere", "out": "z", "num_workers": 4, "device": "cpu", "quiet": True}
+    )
     assert changed_method_options(recorded, faster) == []
     other = resolve(PretrainConfig, {"images": "x", "out": "y", "mask_ratio": 0.5, "seed": 3})
-    assert changed_method_options(recorded, other) == ["--seed was 0 and is now 3", "--mask-ratio was 0.75 and is now 0.5"]
+    assert changed_method_options(recorded, other) == [
+        "--seed was 0 and is now 3",
+        "--mask-ratio was 0.75 and is now 0.5",
+    ]
 
 
 def test_a_verb_is_a_function_with_the_options_as_arguments() -> None:
@@ -78,5 +85,9 @@ def test_every_preset_resolves_for_every_stage() -> None:
 def test_help_is_quick_and_needs_no_torch(cli) -> None:
     done = cli("--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert done.code == 0 and "train-experts" in done.stdout and "tiny-imagenet-gpu" in done.stdout
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rsplit("|", 1)[-1].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "moce.config" in imported and not imported & {"torch", "numpy", "timm"}

@@ -44,7 +44,9 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
         open_run(tmp_path, "pretrain", config(tmp_path), {"images": "other"})
     with pytest.raises(UserError, match="a run of `moce pretrain`"):
         open_run(tmp_path, "cluster", config(tmp_path))
-    open_run(tmp_path, "pretrain", config(tmp_path, num_workers=3, precision="fp32"), {"images": "abc"}).__exit__()
+    open_run(
+        tmp_path, "pretrain", config(tmp_path, num_workers=3, precision="fp32"), {"images": "abc"}
+    ).__exit__()
 
 
 def test_overwrite_starts_again(tmp_path: Path) -> None:
@@ -74,9 +76,10 @@ def test_our_part_of_somebody_elses_config(tmp_path: Path) -> None:
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), write_whole(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):  # noqa: PT012 - what is tested is the end of the block
+        with write_whole(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
     assert read_json(path) == {"a": 1} and [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 

@@ -23,7 +23,11 @@ def test_decay_goes_by_name_not_by_dimensions() -> None:
     plain = ["encoder.blocks.0.norm1.weight", "encoder.cls_token", "encoder.pos_embed", "decoder_pos_embed"]
     plain += ["encoder.blocks.0.attn.qkv.bias", "encoder.blocks.9.mlp.b1_EF", "encoder.blocks.9.mlp.b2_ED"]
     plain += ["gate.weight_LED", "decoder_norm.weight"]
-    decayed = ["encoder.blocks.0.mlp.fc1.weight", "encoder.blocks.9.mlp.w1_EDF", "encoder.blocks.9.mlp.w2_EFD"]
+    decayed = [
+        "encoder.blocks.0.mlp.fc1.weight",
+        "encoder.blocks.9.mlp.w1_EDF",
+        "encoder.blocks.9.mlp.w2_EFD",
+    ]
     decayed += ["encoder.patch_embed.proj.weight", "decoder_pred.weight"]
     assert all(without_decay(name) for name in plain)
     assert not any(without_decay(name) for name in decayed)
@@ -69,7 +73,10 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(module.parameters())
     for step in (1, 2, 3, 20):
         save_checkpoint(tmp_path, step, module, optimizer, {}, {})
-    assert [p.name for p in checkpoints(tmp_path)] == ["step-000000003.safetensors", "step-000000020.safetensors"]
+    assert [p.name for p in checkpoints(tmp_path)] == [
+        "step-000000003.safetensors",
+        "step-000000020.safetensors",
+    ]
 
 
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:

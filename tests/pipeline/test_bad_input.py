@@ -1,4 +1,4 @@
-"""Bad input, through the real command: one sentence on stderr, exit code 2, nothing half-written."""
+"""Bad input, through the command line: one sentence on stderr, exit code 2, nothing half-written."""
 
 import shutil
 from pathlib import Path
@@ -64,22 +64,24 @@ def test_commands_that_cannot_be(cli, tmp_path: Path, arguments: list[str], word
 # Pictures
 
 
-def test_no_such_path(cli, tmp_path: Path) -> None:
+def test_no_such_path_in_a_real_process(cli, tmp_path: Path) -> None:
     refused(cli("pretrain", "--images", tmp_path / "none", "--out", tmp_path / "out", *DEBUG), "none")
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_folder(cli, tmp_path: Path) -> None:
+def test_an_empty_folder(command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(cli("pretrain", "--images", tmp_path / "empty", "--out", tmp_path / "out", *DEBUG), "empty")
+    refused(command("pretrain", "--images", tmp_path / "empty", "--out", tmp_path / "out", *DEBUG), "empty")
     assert not (tmp_path / "out").exists()
 
 
-def test_no_readable_picture(cli, tmp_path: Path) -> None:
+def test_no_readable_picture(command, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(3):
         (tmp_path / "pictures" / f"{number}.jpg").write_bytes(b"no picture")
-    refused(cli("pretrain", "--images", tmp_path / "pictures", "--out", tmp_path / "out", *DEBUG), "pictures")
+    refused(
+        command("pretrain", "--images", tmp_path / "pictures", "--out", tmp_path / "out", *DEBUG), "pictures"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -94,9 +96,9 @@ def pictures(folder: Path, good: int, broken: int) -> Path:
     return folder
 
 
-def test_some_broken_pictures_are_skipped_counted_and_listed(cli, tmp_path: Path) -> None:
+def test_some_broken_pictures_are_skipped_counted_and_listed(command, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures", 60, 2)
-    done = cli(
+    done = command(
         "pretrain", "--images", folder, "--out", tmp_path / "out", "--json", tmp_path / "r.json", *DEBUG
     )
     assert done.code == 0, done.stderr
@@ -106,10 +108,12 @@ def test_some_broken_pictures_are_skipped_counted_and_listed(cli, tmp_path: Path
     assert '"unreadable": 2' in (tmp_path / "r.json").read_text()
 
 
-def test_many_broken_pictures_stop(cli, tmp_path: Path) -> None:
+def test_many_broken_pictures_stop(command, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures", 40, 4)
     refused(
-        cli("pretrain", "--images", folder, "--out", tmp_path / "out", *DEBUG), "4 of 44", "broken-000.png"
+        command("pretrain", "--images", folder, "--out", tmp_path / "out", *DEBUG),
+        "4 of 44",
+        "broken-000.png",
     )
     assert not (tmp_path / "out").exists()
 
@@ -117,8 +121,8 @@ def test_many_broken_pictures_stop(cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "uri", ["wds:x.tar", "hf://somebody/pictures", "torchvision://CIFAR10?root=x&train=true"]
 )
-def test_sources_that_are_not_there_yet(cli, tmp_path: Path, uri: str) -> None:
-    refused(cli("pretrain", "--images", uri, "--out", tmp_path / "out", *DEBUG), uri.split(":")[0], "not")
+def test_sources_that_are_not_there_yet(command, tmp_path: Path, uri: str) -> None:
+    refused(command("pretrain", "--images", uri, "--out", tmp_path / "out", *DEBUG), uri.split(":")[0], "not")
     assert not (tmp_path / "out").exists()
 
 
@@ -136,14 +140,14 @@ def test_sources_that_are_not_there_yet(cli, tmp_path: Path, uri: str) -> None:
     ],
 )
 def test_models_that_cannot_be(
-    cli, tmp_path: Path, tiny_folder: Path, options: list[str], words: list[str]
+    command, tmp_path: Path, tiny_folder: Path, options: list[str], words: list[str]
 ) -> None:
-    refused(cli("pretrain", "--images", tiny_folder, "--out", tmp_path / "out", *DEBUG, *options), *words)
+    refused(command("pretrain", "--images", tiny_folder, "--out", tmp_path / "out", *DEBUG, *options), *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
-    cli, tmp_path: Path, tiny_folder: Path
+    command, tmp_path: Path, tiny_folder: Path
 ) -> None:
     options = [
         "--base-lr",
@@ -157,7 +161,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
         "--batch-size",
         "8",
     ]
-    done = cli("pretrain", "--images", tiny_folder, "--out", tmp_path / "out", "--preset", "debug", *options)
+    done = command(
+        "pretrain", "--images", tiny_folder, "--out", tmp_path / "out", "--preset", "debug", *options
+    )
     refused(done, "not finite", "--base-lr")
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -165,77 +171,79 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
 # Runs
 
 
-def test_an_out_folder_that_holds_something_else(cli, tmp_path: Path, tiny_folder: Path) -> None:
+def test_an_out_folder_that_holds_something_else(command, tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "letters.txt").write_text("mine")
     refused(
-        cli("pretrain", "--images", tiny_folder, "--out", tmp_path, *DEBUG, "--overwrite"), "holds no run"
+        command("pretrain", "--images", tiny_folder, "--out", tmp_path, *DEBUG, "--overwrite"), "holds no run"
     )
     assert (tmp_path / "letters.txt").read_text() == "mine"
 
 
-def test_an_out_folder_that_cannot_be_made(cli, tmp_path: Path, tiny_folder: Path) -> None:
+def test_an_out_folder_that_cannot_be_made(command, tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(cli("pretrain", "--images", tiny_folder, "--out", tmp_path / "file", *DEBUG), "is a file")
-    refused(cli("pretrain", "--images", tiny_folder, "--out", tmp_path / "file" / "x", *DEBUG), "--out")
+    refused(command("pretrain", "--images", tiny_folder, "--out", tmp_path / "file", *DEBUG), "is a file")
+    refused(command("pretrain", "--images", tiny_folder, "--out", tmp_path / "file" / "x", *DEBUG), "--out")
 
 
-def test_more_clusters_than_pictures(cli, tmp_path: Path, small_runs) -> None:
+def test_more_clusters_than_pictures(command, tmp_path: Path, small_runs) -> None:
     options = ["--images", small_runs.images, "--out", tmp_path / "out", "--num-clusters", "300"]
-    refused(cli("cluster", small_runs.mae, *options), "300", "256")
+    refused(command("cluster", small_runs.mae, *options), "300", "256")
     assert not (tmp_path / "out").exists()
 
 
 def test_clusters_of_other_pictures_or_of_another_encoder(
-    cli, tmp_path: Path, small_runs, tiny_folder: Path
+    command, tmp_path: Path, small_runs, tiny_folder: Path
 ) -> None:
     command = ["train-experts", small_runs.mae, small_runs.clusters, "--out", tmp_path / "out"]
-    refused(cli(*command, "--images", tiny_folder), "other pictures")
-    other = cli("pretrain", "--images", small_runs.images, "--out", tmp_path / "mae", *DEBUG, "--seed", "7")
+    refused(command(*command, "--images", tiny_folder), "other pictures")
+    other = command(
+        "pretrain", "--images", small_runs.images, "--out", tmp_path / "mae", *DEBUG, "--seed", "7"
+    )
     assert other.code == 0, other.stderr
     command[1] = tmp_path / "mae"
-    refused(cli(*command, "--images", small_runs.images), "another encoder")
+    refused(command(*command, "--images", small_runs.images), "another encoder")
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_are_no_run_or_another_kind(cli, tmp_path: Path, small_runs) -> None:
+def test_folders_that_are_no_run_or_another_kind(command, tmp_path: Path, small_runs) -> None:
     out = ["--images", small_runs.images, "--out", tmp_path / "out"]
-    refused(cli("cluster", tmp_path / "none", *out), "There is no folder")
-    refused(cli("cluster", tmp_path, *out), "is not a run folder")
-    refused(cli("cluster", small_runs.clusters, *out), "a run of `moce cluster`", "`moce pretrain`")
-    refused(cli("train-experts", small_runs.clusters, small_runs.clusters, *out), "`moce pretrain`")
-    refused(cli("train-experts", small_runs.mae, small_runs.mae, *out), "`moce cluster`")
-    refused(cli("customize", small_runs.mae, *out), "`moce train-experts`")
-    refused(cli("customize", small_runs.mae_star, *out), "--gate none")
+    refused(command("cluster", tmp_path / "none", *out), "There is no folder")
+    refused(command("cluster", tmp_path, *out), "is not a run folder")
+    refused(command("cluster", small_runs.clusters, *out), "a run of `moce cluster`", "`moce pretrain`")
+    refused(command("train-experts", small_runs.clusters, small_runs.clusters, *out), "`moce pretrain`")
+    refused(command("train-experts", small_runs.mae, small_runs.mae, *out), "`moce cluster`")
+    refused(command("customize", small_runs.mae, *out), "`moce train-experts`")
+    refused(command("customize", small_runs.mae_star, *out), "--gate none")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_file_that_is_cut_off(cli, tmp_path: Path, small_runs) -> None:
+def test_a_model_file_that_is_cut_off(command, tmp_path: Path, small_runs) -> None:
     shutil.copytree(small_runs.mae, tmp_path / "mae")
     whole = (tmp_path / "mae" / "model.safetensors").read_bytes()
     (tmp_path / "mae" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     out = ["--images", small_runs.images, "--out", tmp_path / "out"]
-    refused(cli("cluster", tmp_path / "mae", *out), "model.safetensors", "not a readable safetensors")
+    refused(command("cluster", tmp_path / "mae", *out), "model.safetensors", "not a readable safetensors")
     assert not (tmp_path / "out").exists()
 
 
 # Tasks
 
 
-def test_tasks_that_cannot_be(cli, tmp_path: Path, small_runs, tiny_folder: Path) -> None:
-    refused(cli("evaluate", small_runs.mae, "--task", "toyworld://digitts"), "Did you mean 'digits'")
-    refused(cli("evaluate", small_runs.mae, "--task", tmp_path / "none"), "none")
-    refused(cli("evaluate", small_runs.mae, "--task", tiny_folder), "tiny-folder")
+def test_tasks_that_cannot_be(command, tmp_path: Path, small_runs, tiny_folder: Path) -> None:
+    refused(command("evaluate", small_runs.mae, "--task", "toyworld://digitts"), "Did you mean 'digits'")
+    refused(command("evaluate", small_runs.mae, "--task", tmp_path / "none"), "none")
+    refused(command("evaluate", small_runs.mae, "--task", tiny_folder), "tiny-folder")
     refused(
-        cli("evaluate", small_runs.mae, "--task", "toyworld://digits", "--protocol", "lineer"),
+        command("evaluate", small_runs.mae, "--task", "toyworld://digits", "--protocol", "lineer"),
         "Did you mean 'linear'",
     )
     refused(
-        cli("evaluate", small_runs.mae, "--task", "toyworld://digits", "--protocol", "detect"),
+        command("evaluate", small_runs.mae, "--task", "toyworld://digits", "--protocol", "detect"),
         "not there yet",
     )
 
 
-def test_labels_needed_and_none_there(cli, tmp_path: Path, small_runs) -> None:
+def test_labels_needed_and_none_there(command, tmp_path: Path, small_runs) -> None:
     for split in ("train", "test"):
         pictures(tmp_path / split, 12, 0)
-    refused(cli("evaluate", small_runs.mae, "--task", tmp_path), "label")
+    refused(command("evaluate", small_runs.mae, "--task", tmp_path), "label")

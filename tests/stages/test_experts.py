@@ -1,5 +1,6 @@
 """Training experts: the losses of a batch, the gates' start, and what a run leaves."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,7 +14,9 @@ from moce.model.experts import ExpertAutoencoder, ExpertShape, importance_loss
 from moce.model.weights import load_model
 from moce.stages.experts import ExpertsObjective, LabelledBatch, fit_gates
 
-SHAPE = AutoencoderShape("test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2, mask_ratio=0.5)
+SHAPE = AutoencoderShape(
+    "test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2, mask_ratio=0.5
+)
 CLUSTERS = 6
 
 
@@ -122,7 +125,15 @@ def test_metrics_of_experts(small_runs) -> None:
     lines = [json.loads(text) for text in (small_runs.moce / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 17))
     for line in lines:
-        assert {"loss", "lr", "epoch", "images_per_second", "utilisation", "distill", "balance"} <= line.keys()
+        assert {
+            "loss",
+            "lr",
+            "epoch",
+            "images_per_second",
+            "utilisation",
+            "distill",
+            "balance",
+        } <= line.keys()
         for layer in line["layers"].values():
             assert sum(layer["load"]) == pytest.approx(1, abs=1e-5)
             assert 0 <= layer["agreement"] <= 1 and layer["dead"] == sum(s < 1 / 16 for s in layer["load"])
