@@ -1,6 +1,5 @@
 """Training experts: the losses of a batch, the gates' start, and what a run leaves."""
 
-import dataclasses
 import json
 
 import pytest
