@@ -1,0 +1,161 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import moce
+from moce.engine.files import write_json
+from moce.errors import UserError
+from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
+from moce.model.weights import save_model
+from moce.transfer import pictures
+
+SHAPE = AutoencoderShape(
+    "vit_tiny_patch16_224", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2
+)
+CLASSES = {"blue": (30, 30, 200), "green": (30, 180, 40), "red": (200, 40, 30)}
+KEYS = [
+    "schema",
+    "model",
+    "model_fingerprint",
+    "method",
+    "task",
+    "protocol",
+    "metric",
+    "value",
+    "per_class",
+    "num_train",
+    "num_val",
+    "num_test",
+    "seed",
+    "settings",
+    "chosen_on",
+    "seconds",
+    "peak_rss_bytes",
+    "commit",
+    "torch",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished pretrain run with random weights."""
+    folder = tmp_path_factory.mktemp("mae")
+    torch.manual_seed(0)
+    write_json(folder / "config.json", {"verb": "pretrain", "options": {}})
+    write_json(folder / "result.json", {})
+    about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "method": "MAE"}
+    save_model(folder / "model.safetensors", MaskedAutoencoder(SHAPE), about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder task: three colours, noisy, of various sizes; without a validation split."""
+    folder = tmp_path_factory.mktemp("colours")
+    for split, count in (("train", 10), ("test", 4)):
+        for number, (name, colour) in enumerate(CLASSES.items()):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                draw = np.random.default_rng([number, i, split == "test"])
+                height, width = draw.integers(16, 28, 2)
+                pixels = np.array(colour) + draw.normal(0, 25, (height, width, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def run(model: Path, task: Path, protocol: str, **options: Any) -> dict[str, Any]:
+    found = moce.evaluate(str(model), task=str(task), protocol=protocol, num_workers=0, quiet=True, **options)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "finetune"])
+def test_a_protocol_gives_the_contract_s_json(model: Path, task: Path, protocol: str) -> None:
+    options = {"epochs": 4, "batch_size": 8, "lrs": (1e-3,)} if protocol == "finetune" else {}
+    result = run(model, task, protocol, **options)
+    assert set(KEYS) <= result.keys()
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["schema"] == 1
+    assert result["protocol"] == protocol
+    assert (result["method"], result["metric"], result["chosen_on"]) == ("MAE", "top1", "val")
+    assert (result["num_train"], result["num_val"], result["num_test"]) == (24, 6, 12)
+    assert len(result["per_class"]) == 3
+    assert result["value"] == pytest.approx(np.mean(result["per_class"]))
+    assert result["value"] > 0.6  # colours are easy, even for random weights
+    assert result["settings"]["grid"]
+    assert result["peak_rss_bytes"] > 2**20
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "finetune"])
+def test_the_same_call_gives_the_same_numbers_to_the_digit(model: Path, task: Path, protocol: str) -> None:
+    options = {"epochs": 2, "batch_size": 8, "lrs": (1e-4, 1e-3)} if protocol == "finetune" else {}
+    first = run(model, task, protocol, **options)
+    pictures._kept.clear()
+    torch.manual_seed(9)
+    second = run(model, task, protocol, **options)
+    for key in set(KEYS) - {"seconds", "peak_rss_bytes"}:
+        assert first[key] == second[key], key
+
+
+def test_features_are_extracted_once(model: Path, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moce.transfer.encoder import Frozen
+
+    calls = []
+    features = Frozen.features
+    monkeypatch.setattr(
+        Frozen, "features", lambda self, images: calls.append(len(images)) or features(self, images)
+    )
+    pictures._kept.clear()
+    run(model, task, "knn")
+    assert sum(calls) == 42
+    run(model, task, "linear")
+    assert sum(calls) == 42
+
+
+def test_a_validation_split_on_disk_is_used(model: Path, task: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).symlink_to(task / split)
+    (tmp_path / "val").symlink_to(task / "test")
+    result = run(model, tmp_path, "linear")
+    assert (result["num_train"], result["num_val"], result["num_test"]) == (30, 12, 12)
+
+
+def test_results_are_listed_on_stderr_alone(
+    model: Path, task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moce.evaluate(str(model), task=str(task), protocol="knn", num_workers=0)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "top1" in printed.err
+    assert "knn" in printed.err
+
+
+def test_sentences_about_what_is_not_there(model: Path, task: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean 'linear'"):
+        run(model, task, "linaer")
+    with pytest.raises(UserError, match="not there yet"):
+        run(model, task, "segment")
+    with pytest.raises(UserError, match="no model folder"):
+        run(tmp_path / "nothing", task, "knn")
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / split / "0.png")
+    with pytest.raises(UserError, match="label"):
+        run(model, tmp_path, "knn")
+
+
+def test_pictures_that_cannot_be_read_are_left_out(model: Path, task: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(task, tmp_path / "task")
+    (tmp_path / "task" / "train" / "blue" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "task" / "test" / "red" / "0.png").write_bytes(b"no picture")
+    for protocol, options in (("linear", {}), ("finetune", {"epochs": 1, "batch_size": 8, "lrs": (1e-3,)})):
+        result = run(model, tmp_path / "task", protocol, **options)
+        assert result["num_test"] == 11
