@@ -30,7 +30,7 @@ def brightness(colour: Colour) -> float:
 
 def tone(rng: random.Random, level: float, saturation: float | None = None) -> Colour:
     """A colour of any hue with brightness `level` (0 to 1)."""
-    saturation = rng.random() ** 0.7 if saturation is None else saturation
+    saturation = 0.9 * rng.random() ** 0.8 if saturation is None else saturation
     return _at_level(colorsys.hsv_to_rgb(rng.random(), saturation, 1.0), level)
 
 
@@ -121,7 +121,11 @@ class Canvas:
         self._unit = half * scale
 
     def any_pose(
-        self, scale: tuple[float, float] = (0.62, 0.9), turn: float = 15.0, mirror: bool = True, warp: float = 0.05
+        self,
+        scale: tuple[float, float] = (0.62, 0.9),
+        turn: float = 15.0,
+        mirror: bool = True,
+        warp: float = 0.05,
     ) -> None:
         """A random pose that keeps most of the subject in sight; `turn` is the largest angle."""
         size = self.between(*scale)
@@ -181,7 +185,15 @@ class Canvas:
         self.line(smooth(points, closed=False), width, fill)
 
     def arc(
-        self, x: float, y: float, across: float, down: float, start: float, end: float, width: float, fill: Colour
+        self,
+        x: float,
+        y: float,
+        across: float,
+        down: float,
+        start: float,
+        end: float,
+        width: float,
+        fill: Colour,
     ) -> None:
         """Part of an ellipse, from angle start to end (degrees, clockwise from the right)."""
         steps = max(6, int(abs(end - start) / 15))
@@ -235,10 +247,12 @@ class Canvas:
         level = brightness(colour)
         tint = tone(self.rng, level)
         patches = Image.new("RGB", (count, count))
-        patches.putdata([
-            relit(mix(colour, tint, 0.5 * self.rng.random()), level + self.between(-spread, spread))
-            for _ in range(count * count)
-        ])
+        patches.putdata(
+            [
+                relit(mix(colour, tint, 0.5 * self.rng.random()), level + self.between(-spread, spread))
+                for _ in range(count * count)
+            ]
+        )
         self.image.paste(patches.resize((self.pixels, self.pixels), Image.Resampling.BICUBIC))
 
     # The end ---------------------------------------------------------------------------------------------------------
@@ -286,7 +300,9 @@ def smooth(points: Sequence[Point], closed: bool, steps: int = 5) -> list[Point]
         else:
             p, q, r, s = (points[min(max(k + j, 0), count - 1)] for j in (-1, 0, 1, 2))
         for a, b, c, d in _CATMULL_ROM[steps] if steps in _CATMULL_ROM else _catmull_rom(steps):
-            result.append((a * p[0] + b * q[0] + c * r[0] + d * s[0], a * p[1] + b * q[1] + c * r[1] + d * s[1]))
+            result.append(
+                (a * p[0] + b * q[0] + c * r[0] + d * s[0], a * p[1] + b * q[1] + c * r[1] + d * s[1])
+            )
     if not closed:
         result.append(points[-1])
     return result

@@ -18,7 +18,19 @@ def _head(c: Canvas) -> tuple[float, float]:
         c.oval(s * wide * 0.98, 0.02, 0.14, 0.2, mix(c.ink, c.accent, 0.25))
     c.oval(0, 0, wide, tall, c.ink)
     if hair in (1, 2):
-        c.blob([(-wide * 0.95, -0.35), (-wide * 0.5, -0.58), (0.1, -0.5), (wide * 0.6, -0.62), (wide * 0.95, -0.35), (wide * 0.6, -0.85), (0, -1.0), (-wide * 0.6, -0.85)], c.accent)
+        c.blob(
+            [
+                (-wide * 0.95, -0.35),
+                (-wide * 0.5, -0.58),
+                (0.1, -0.5),
+                (wide * 0.6, -0.62),
+                (wide * 0.95, -0.35),
+                (wide * 0.6, -0.85),
+                (0, -1.0),
+                (-wide * 0.6, -0.85),
+            ],
+            c.accent,
+        )
     elif hair == 3:
         for k in range(5):
             x = (k - 2) * wide * 0.34
@@ -46,8 +58,23 @@ def happy(c: Canvas) -> None:
         _open_eye(c, s * apart, y)
     wide, deep = c.between(0.36, 0.48), c.between(0.3, 0.42)
     if c.chance(0.6):  # an open laugh
-        c.polygon([(-wide, 0.36), (wide, 0.36), (wide * 0.7, 0.36 + deep * 0.75), (0, 0.36 + deep), (-wide * 0.7, 0.36 + deep * 0.75)], c.detail)
-        c.box(-wide * 0.8, 0.37, wide * 0.8, 0.46, mix(c.ink, (255, 255, 255), 0.85) if sum(c.detail) < 380 else (40, 20, 30))
+        c.polygon(
+            [
+                (-wide, 0.36),
+                (wide, 0.36),
+                (wide * 0.7, 0.36 + deep * 0.75),
+                (0, 0.36 + deep),
+                (-wide * 0.7, 0.36 + deep * 0.75),
+            ],
+            c.detail,
+        )
+        c.box(
+            -wide * 0.8,
+            0.37,
+            wide * 0.8,
+            0.46,
+            mix(c.ink, (255, 255, 255), 0.85) if sum(c.detail) < 380 else (40, 20, 30),
+        )
     else:
         c.arc(0, 0.3, wide, deep, 10, 170, 0.1, c.detail)
 
@@ -89,9 +116,13 @@ def asleep(c: Canvas) -> None:
     for s in (-1, 1):
         c.arc(s * apart, y - 0.03, 0.18, 0.13, 10, 170, 0.08, c.detail)
     c.oval(c.between(-0.05, 0.05), 0.5, c.between(0.08, 0.12), c.between(0.06, 0.1), c.detail)
-    x, y = c.between(0.55, 0.75), c.between(-0.95, -0.8)
+    x, y = c.between(0.85, 0.95), c.between(-0.95, -0.8)
     for size in (0.2, 0.13):
-        c.line([(x - size, y - size), (x + size, y - size), (x - size, y + size), (x + size, y + size)], 0.08, c.detail)
+        c.line(
+            [(x - size, y - size), (x + size, y - size), (x - size, y + size), (x + size, y + size)],
+            0.08,
+            c.ink,
+        )
         x, y = x - 0.25, y + 0.36
 
 
@@ -99,7 +130,11 @@ def winking(c: Canvas) -> None:
     y, apart = _head(c)
     s = c.rng.choice((-1, 1))
     _open_eye(c, s * apart, y, 0.16)
-    c.line([(-s * (apart + 0.17), y - 0.09), (-s * (apart - 0.15), y + 0.02), (-s * (apart + 0.17), y + 0.11)], 0.08, c.detail)
+    c.line(
+        [(-s * (apart + 0.17), y - 0.09), (-s * (apart - 0.15), y + 0.02), (-s * (apart + 0.17), y + 0.11)],
+        0.08,
+        c.detail,
+    )
     wide = c.between(0.3, 0.42)
     c.arc(0.06 * s, 0.3, wide, 0.3, 5, 165, 0.1, c.detail)
     if c.chance(0.4):

@@ -19,16 +19,26 @@ def _shine(c: Canvas, x: float, y: float, size: float) -> None:
 
 
 def _leaf(c: Canvas, x: float, y: float, side: int) -> None:
-    c.blob([(x, y), (x + side * 0.22, y - 0.2), (x + side * 0.5, y - 0.16), (x + side * 0.25, y + 0.03)], c.accent)
+    c.blob(
+        [(x, y), (x + side * 0.22, y - 0.2), (x + side * 0.5, y - 0.16), (x + side * 0.25, y + 0.03)],
+        c.accent,
+    )
 
 
 def apple(c: Canvas) -> None:
     _lay(c)
     wide = c.about(0.8, 0.07)
-    side = [(0, -0.42), (wide * 0.5, -0.62), (wide, -0.25), (wide * 0.88, 0.4), (wide * 0.42, 0.85), (0, 0.74)]
+    side = [
+        (0, -0.42),
+        (wide * 0.5, -0.62),
+        (wide, -0.25),
+        (wide * 0.88, 0.4),
+        (wide * 0.42, 0.85),
+        (0, 0.74),
+    ]
     c.blob(side + [(-x, y) for x, y in side[-2:0:-1]], c.ink)
     _shine(c, -wide * 0.5, -0.15, 0.22)
-    c.curve([(0, -0.38), (0.03, -0.65), (0.14, -0.95)], 0.1, c.detail)
+    c.curve([(0, -0.38), (0.03, -0.65), (0.14, -0.95)], 0.1, c.accent)
     if c.chance(0.8):
         _leaf(c, 0.06, -0.7, 1)
     c.arc(0, -0.46, 0.22, 0.1, 10, 170, 0.05, mix(c.ink, c.detail, 0.5))
@@ -41,17 +51,22 @@ def banana(c: Canvas) -> None:
         sag = c.about(0.5, 0.15) - 0.42 * k
         shade = c.ink if k == count - 1 else c.accent
         c.blob([
-            (-0.92, -0.42), (-0.74, -0.5), (-0.45, sag * 0.3 - 0.12), (0.05, sag * 0.55 - 0.08), (0.5, sag * 0.2 - 0.12), (0.82, -0.55),
-            (0.95, -0.5), (0.82, 0.0), (0.45, sag * 0.75 + 0.22), (-0.1, sag + 0.24), (-0.62, sag * 0.55 + 0.16), (-0.9, -0.1),
+            (-0.92, -0.42), (-0.74, -0.5), (-0.45, sag * 0.3 - 0.12), (0.05, sag * 0.55 - 0.08),
+            (0.5, sag * 0.2 - 0.12), (0.82, -0.55), (0.95, -0.5), (0.82, 0.0),
+            (0.45, sag * 0.75 + 0.22), (-0.1, sag + 0.24), (-0.62, sag * 0.55 + 0.16), (-0.9, -0.1),
         ], shade)  # fmt: skip
-        c.curve([(-0.7, 0.0), (-0.3, sag * 0.7 + 0.05), (0.2, sag * 0.8 + 0.04), (0.68, 0.0)], 0.05, mix(shade, c.detail, 0.4))
-    c.line([(0.86, -0.5), (0.93, -0.75)], 0.15, c.detail)
+        c.curve(
+            [(-0.7, 0.0), (-0.3, sag * 0.7 + 0.05), (0.2, sag * 0.8 + 0.04), (0.68, 0.0)],
+            0.05,
+            mix(shade, c.detail, 0.4),
+        )
+    c.line([(0.86, -0.5), (0.93, -0.75)], 0.15, c.accent)
     c.dot(-0.88, -0.4, 0.09, c.detail)
 
 
 def grapes(c: Canvas) -> None:
     _lay(c, 15)
-    c.line([(0, -0.6), (c.between(-0.1, 0.1), -1.0)], 0.1, c.detail)
+    c.line([(0, -0.6), (c.between(-0.1, 0.1), -1.0)], 0.1, c.accent)
     _leaf(c, 0.0, -0.72, 1 if c.chance(0.5) else -1)
     size = c.between(0.24, 0.28)
     edge = mix(c.ink, c.detail, 0.45)
@@ -68,10 +83,18 @@ def grapes(c: Canvas) -> None:
 def pear(c: Canvas) -> None:
     _lay(c)
     wide, neck = c.about(0.66, 0.08), c.about(0.24, 0.12)
-    side = [(0, -0.78), (neck, -0.66), (neck * 1.15, -0.3), (wide * 0.85, 0.1), (wide, 0.5), (wide * 0.6, 0.88), (0, 0.92)]
+    side = [
+        (0, -0.78),
+        (neck, -0.66),
+        (neck * 1.15, -0.3),
+        (wide * 0.85, 0.1),
+        (wide, 0.5),
+        (wide * 0.6, 0.88),
+        (0, 0.92),
+    ]
     c.blob(side + [(-x, y) for x, y in side[-2:0:-1]], c.ink)
     _shine(c, -wide * 0.5, 0.35, 0.24)
-    c.curve([(0, -0.74), (0.04, -0.9), (0.12, -1.08)], 0.1, c.detail)
+    c.curve([(0, -0.74), (0.04, -0.9), (0.12, -1.08)], 0.1, c.accent)
     if c.chance(0.6):
         _leaf(c, 0.05, -0.88, 1)
     c.oval(0.02, 0.86, 0.09, 0.05, mix(c.ink, c.detail, 0.6))
@@ -83,13 +106,17 @@ def cherries(c: Canvas) -> None:
     size = c.about(0.38, 0.08)
     drops = [(-0.48, c.between(0.3, 0.55)), (0.46, c.between(0.35, 0.6))]
     for x, y in drops:
-        c.curve([knot, ((x + knot[0]) / 2 + 0.1, (y + knot[1]) / 2 - 0.15), (x, y - size * 0.7)], 0.08, c.detail)
+        c.curve(
+            [knot, ((x + knot[0]) / 2 + 0.1, (y + knot[1]) / 2 - 0.15), (x, y - size * 0.7)], 0.08, c.detail
+        )
     if c.chance(0.7):
         _leaf(c, knot[0], knot[1] + 0.02, 1 if knot[0] < 0.1 else -1)
     for x, y in drops:
         c.oval(x, y, size, size * 0.97, c.ink)
         c.arc(x, y - size * 0.72, size * 0.3, size * 0.14, 0, 180, 0.045, mix(c.ink, c.detail, 0.5))
-        c.oval(x - size * 0.4, y - size * 0.15, size * 0.14, size * 0.24, mix(c.ink, (255, 255, 255), 0.6), 20)
+        c.oval(
+            x - size * 0.4, y - size * 0.15, size * 0.14, size * 0.24, mix(c.ink, (255, 255, 255), 0.6), 20
+        )
 
 
 def pineapple(c: Canvas) -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Colour, Drawing, Point, brightness, mix, relit, tone
+from moce.images.toyworld.canvas import Canvas, Colour, Drawing, Point, brightness, mix, relit, smooth, tone
 
 
 def _sky(c: Canvas, sun: float = 0.5) -> float:
@@ -14,7 +14,12 @@ def _sky(c: Canvas, sun: float = 0.5) -> float:
     for k in range(bands):
         c.box(-1.5, top + 0.15 * k, 1.5, 2.0, mix(c.ground, low, k / (bands - 1)))
     if c.chance(sun):
-        c.dot(c.between(-0.8, 0.8), c.between(-0.8, -0.35), c.between(0.1, 0.18), mix(c.ground, (255, 255, 255), 0.6))
+        c.dot(
+            c.between(-0.8, 0.8),
+            c.between(-0.8, -0.35),
+            c.between(0.1, 0.18),
+            mix(c.ground, (255, 255, 255), 0.6),
+        )
     if c.chance(0.35):
         for _ in range(c.number(1, 3)):
             x, y, w = c.between(-0.9, 0.9), c.between(-0.9, -0.3), c.between(0.15, 0.35)
@@ -45,8 +50,13 @@ def mountains(c: Canvas) -> None:
         if y < y0 and y < y1:
             s = c.between(0.3, 0.42)
             left, right = (x + (x0 - x) * s, y + (y0 - y) * s), (x + (x1 - x) * s, y + (y1 - y) * s)
-            c.polygon([(x, y), right, (x + 0.05, (y + right[1]) / 2 + 0.12), (x - 0.02, left[1] - 0.02), left], snow)
-            c.polygon([right, (x1, y1), (x + (x1 - x) * 0.35, y1 + 0.25), (x + 0.04, y + 0.3)], mix(c.ink, c.detail, 0.25))
+            c.polygon(
+                [(x, y), right, (x + 0.05, (y + right[1]) / 2 + 0.12), (x - 0.02, left[1] - 0.02), left], snow
+            )
+            c.polygon(
+                [right, (x1, y1), (x + (x1 - x) * 0.35, y1 + 0.25), (x + 0.04, y + 0.3)],
+                mix(c.ink, c.detail, 0.25),
+            )
 
 
 def sea(c: Canvas) -> None:
@@ -66,24 +76,56 @@ def sea(c: Canvas) -> None:
 
 
 def desert(c: Canvas) -> None:
-    horizon = _sky(c, 0.7) + 0.05
-    colours = [mix(c.ink, c.ground, share) for share in (0.35, 0.18, 0.0)]
-    for k, colour in enumerate(colours):
-        base = horizon + 0.3 * k
-        x, high = c.between(-0.7, 0.7), c.between(0.3, 0.5)
-        crest = [(-1.8, base + 0.2), (x - 0.9, base + 0.02), (x, base - high), (x + 0.7, base + 0.12), (1.8, base + 0.05)]
-        path = [(-1.8, base + 0.2), (x - 1.1, base + 0.05), (x - 0.4, base - high * 0.55), (x, base - high)]
-        c.polygon([*_eased(path), *_eased([crest[2], (x + 0.35, base - high * 0.35), crest[3], crest[4]]), (1.8, 1.8), (-1.8, 1.8)], colour)
-        shade = mix(colour, (0, 0, 0), 0.35) if brightness(colour) > 0.35 else mix(colour, (255, 255, 255), 0.25)
-        lee = _eased([(x, base - high), (x + 0.35, base - high * 0.35), (x + 0.7, base + 0.12), (x + 1.1, base + 0.3)])
-        foot = _eased([(x + 1.1, base + 0.3), (x + 0.3, base + 0.35), (x + 0.12, base), (x, base - high)])
-        c.polygon(lee + foot, shade)
-
-
-def _eased(points: list[Point]) -> list[Point]:
-    from moce.images.toyworld.canvas import smooth
-
-    return smooth(points, closed=False)
+    horizon = _sky(c, 0.7) - 0.05
+    for k, share in enumerate((0.4, 0.2, 0.0)):
+        colour = mix(c.ink, c.ground, share)
+        base, x, high = horizon + 0.38 * k, c.between(-0.8, 0.8), c.between(0.2, 0.34)
+        top, side = (x, base - high), 1 if c.chance(0.5) else -1
+        # A dune: a long gentle back up to a sharp crest, and a short steep side in the shade.
+        back = smooth(
+            [(x - side * 2.6, base + 0.1), (x - side * 1.1, base), (x - side * 0.4, base - 0.7 * high), top],
+            False,
+        )
+        front = smooth(
+            [
+                top,
+                (x + side * 0.45, base - 0.1),
+                (x + side * 1.1, base + 0.12),
+                (x + side * 2.6, base + 0.08),
+            ],
+            False,
+        )
+        c.polygon([*back, *front, (side * 3.0, 1.8), (-side * 3.0, 1.8)], colour)
+        shade = (
+            mix(colour, (0, 0, 0), 0.4) if brightness(colour) > 0.35 else mix(colour, (255, 255, 255), 0.25)
+        )
+        foot = smooth(
+            [
+                front[-6],
+                (x + side * 0.7, base + 0.24),
+                (x + side * 0.2, base + 0.22),
+                (x - side * 0.06, base),
+                top,
+            ],
+            False,
+        )
+        c.polygon([*front, *foot], shade)
+        for j in range(1, 4):  # ripples of sand
+            dy = 0.1 * j + 0.05
+            c.line(
+                [(u - side * 0.1 * j, v + dy + 0.02 * (-1) ** i) for i, (u, v) in enumerate(back[4:-3])],
+                0.022,
+                shade,
+            )
+    if c.chance(0.6):
+        x, foot, tall = c.between(-0.7, 0.7), c.between(0.6, 0.95), c.between(0.45, 0.65)
+        c.line([(x, foot), (x, foot - tall)], 0.13, c.detail)
+        for s in (-1, 1):
+            c.line(
+                [(x, foot - 0.4 * tall), (x + 0.2 * s, foot - 0.4 * tall), (x + 0.2 * s, foot - 0.75 * tall)],
+                0.085,
+                c.detail,
+            )
 
 
 def forest(c: Canvas) -> None:
@@ -111,49 +153,113 @@ def _tree(c: Canvas, x: float, foot: float, wide: float, tall: float, colour: Co
     for k in range(3):
         w, low = wide * (1 - 0.26 * k), foot - tall * (0.2 + 0.24 * k)
         c.polygon([(x - w, low), (x, low - tall * 0.42), (x + w, low)], shade)
-    c.line([(x - wide * 0.5, foot - tall * 0.44), (x + wide * 0.5, foot - tall * 0.44)], 0.03, mix(shade, c.detail, 0.4))
+    c.line(
+        [(x - wide * 0.5, foot - tall * 0.44), (x + wide * 0.5, foot - tall * 0.44)],
+        0.03,
+        mix(shade, c.detail, 0.4),
+    )
 
 
 def volcano(c: Canvas) -> None:
     horizon = _sky(c, 0.2) + 0.35
-    x, top = c.between(-0.3, 0.3), c.between(-0.35, -0.15)
-    half, foot = c.between(0.16, 0.24), c.between(0.9, 1.2)
-    smoke = tone(c.rng, min(max(brightness(c.ground) + (0.3 if brightness(c.ground) < 0.5 else -0.3), 0), 1), 0.2)
-    drift = c.between(-0.25, 0.25)
-    for k in range(5):
-        c.oval(x + drift * k * 0.35 + c.between(-0.1, 0.1), top - 0.1 - 0.17 * k, 0.16 + 0.07 * k, 0.15 + 0.03 * k, smoke)
+    x, top = c.between(-0.3, 0.3), c.between(-0.2, 0.05)
+    half, foot = c.between(0.17, 0.24), c.between(0.95, 1.25)
+    level = brightness(c.ground)
+    smoke = tone(c.rng, level + (0.3 if level < 0.5 else -0.3), 0.25)
+    drift = c.between(-0.12, 0.12)
+    for k in range(6):  # the plume, wider the higher
+        for s in (-1, 1):
+            y = top - 0.08 - 0.17 * k
+            c.oval(
+                x + drift * k + s * (0.03 + 0.05 * k),
+                y,
+                0.12 + 0.055 * k,
+                0.14,
+                mix(smoke, c.ground, 0.25 * c.rng.random()),
+            )
+    for k in range(7):  # thrown rocks
+        angle = math.radians(-160 + 23 * k + c.between(-8, 8))
+        reach = c.between(0.3, 0.6)
+        c.dot(x + reach * math.cos(angle), top + reach * math.sin(angle), c.between(0.035, 0.06), c.ink)
+    left = smooth(
+        [
+            (x - half, top),
+            (x - half - 0.12, top + 0.28),
+            (x - foot * 0.62, horizon - 0.02),
+            (x - foot - 0.3, horizon + 0.3),
+        ],
+        False,
+    )
+    right = smooth(
+        [
+            (x + half, top),
+            (x + half + 0.12, top + 0.28),
+            (x + foot * 0.62, horizon - 0.02),
+            (x + foot + 0.3, horizon + 0.3),
+        ],
+        False,
+    )
+    c.polygon([*left, *right[::-1]], c.ink)
     fire = c.detail
-    for k in range(5):  # thrown rocks
-        angle = math.radians(-150 + 30 * k + c.between(-8, 8))
-        reach = c.between(0.25, 0.5)
-        c.line([(x + 0.1 * math.cos(angle), top + 0.1 * math.sin(angle)), (x + reach * math.cos(angle), top + reach * math.sin(angle))], 0.06, fire)
-    c.polygon([(x - half, top), (x + half, top), (x + foot * 0.55, horizon * 0.5 + top * 0.3), (x + foot, horizon + 0.3), (x - foot, horizon + 0.3), (x - foot * 0.55, horizon * 0.5 + top * 0.3)], c.ink)
-    c.oval(x, top, half, 0.06, fire)
-    for dx in (-0.55, 0.15, 0.6)[: c.number(2, 3)]:
-        sway = c.between(-0.1, 0.1)
-        c.curve([(x + dx * half, top), (x + dx * 0.35 + sway, top + 0.3), (x + dx * 0.5, top + c.between(0.5, 0.8))], 0.1, fire)
-    c.box(-1.6, horizon + 0.25, 1.6, 1.8, mix(c.ground, c.ink, 0.6))
+    c.oval(x, top, half, 0.08, fire)
+    for lean in (-0.7, 0.0, 0.75):  # streams of lava, thinner the lower
+        low = c.between(0.35, 0.75) * (horizon + 0.3 - top)
+        sway = c.between(-0.06, 0.06)
+        c.taper(
+            [
+                (x + lean * half * 0.7, top),
+                (x + lean * 0.28 + sway, top + low * 0.5),
+                (x + lean * 0.5, top + low),
+            ],
+            0.13,
+            0.05,
+            fire,
+        )
+    c.box(-1.6, horizon + 0.25, 1.6, 1.8, mix(c.ground, c.ink, 0.55))
 
 
 def waterfall(c: Canvas) -> None:
     _sky(c, 0.2)
-    top, pool = c.between(-0.5, -0.25), c.between(0.55, 0.7)
-    x, half = c.between(-0.3, 0.3), c.between(0.24, 0.36)
+    top, pool = c.between(-0.5, -0.3), c.between(0.5, 0.62)
+    x, half = c.between(-0.3, 0.3), c.between(0.26, 0.36)
     rock = c.ink
-    c.polygon([(-1.6, top - c.between(0, 0.2)), (x - half, top), (x + half, top), (1.6, top - c.between(0, 0.2)), (1.6, 1.6), (-1.6, 1.6)], rock)
-    crack = mix(rock, c.detail, 0.35)
-    for _ in range(9):
-        u, v = c.between(-1.1, 1.1), c.between(top + 0.1, pool)
-        c.line([(u, v), (u + c.between(-0.12, 0.12), v + c.between(0.12, 0.3))], 0.05, crack)
-    water = mix(rock, (255, 255, 255), 0.8) if brightness(rock) < 0.6 else mix(rock, (0, 0, 0), 0.7)
-    streak = mix(water, rock, 0.45)
-    c.oval(x, pool + 0.35, 1.0, 0.4, streak)
-    c.polygon([(x - half, top - 0.02), (x + half, top - 0.02), (x + half * 1.15, pool + 0.1), (x - half * 1.15, pool + 0.1)], water)
-    for k in range(4):
-        u = x + half * (-0.7 + 0.45 * k + c.between(-0.06, 0.06))
-        c.line([(u, top + c.between(0.02, 0.25)), (u, pool - c.between(0.0, 0.25))], 0.05, streak)
-    for k in range(6):
-        c.oval(x + half * (-1.3 + 0.52 * k), pool + 0.1 + c.between(-0.04, 0.06), 0.14, 0.1, mix(water, c.ground, 0.15))
+    dark = brightness(rock) < 0.5
+    water = mix(rock, (255, 255, 255), 0.85) if dark else mix(rock, (0, 0, 0), 0.75)
+    streak, crack = mix(water, rock, 0.45), mix(rock, (255, 255, 255) if dark else (0, 0, 0), 0.22)
+    c.box(-1.6, top, 1.6, 1.8, rock)
+    for s in (-1, 1):  # cliffs that rise on both sides, in steps
+        edge = [(x + s * half, pool + 0.1)]
+        edge += [(x + s * (half + 0.14 * k), top - 0.16 * k + dy) for k in range(4) for dy in (0.02, -0.13)]
+        c.polygon([*edge, (x + s * 2.4, top - 0.75), (x + s * 2.4, pool + 0.1)], rock)
+        for _ in range(5):
+            u, v = x + s * c.between(half + 0.15, 1.2), c.between(top - 0.05, pool)
+            c.line(
+                [(u, v), (u + c.between(-0.05, 0.05), v + c.between(0.15, 0.3)), (u + s * 0.15, v + 0.32)],
+                0.04,
+                crack,
+            )
+    if c.chance(0.7):
+        for s in (-1, 1):  # trees above
+            for k in range(2):
+                u, v = x + s * (half + 0.45 + 0.3 * k), top - 0.42
+                c.polygon([(u - 0.13, v), (u, v - c.between(0.3, 0.45)), (u + 0.13, v)], crack)
+    c.box(-1.6, pool, 1.6, 1.8, streak)
+    for k in range(4):  # rings on the pool
+        c.arc(x, pool + 0.12, 0.5 + 0.22 * k, 0.14 + 0.1 * k, 0, 180, 0.04, water)
+    lip = smooth([(x - half, top - 0.05), (x - half * 0.98, top + 0.12), (x - half * 1.02, pool)], False)
+    rim = smooth([(x + half * 1.02, pool), (x + half * 0.98, top + 0.12), (x + half, top - 0.05)], False)
+    c.polygon([*lip, *rim], water)
+    for k in range(5):
+        u = x + half * (-0.76 + 0.38 * k + c.between(-0.06, 0.06))
+        c.line([(u, top + c.between(0.02, 0.3)), (u, pool - c.between(0.0, 0.3))], 0.04, streak)
+    for k in range(7):  # spray
+        c.oval(
+            x + half * (-1.35 + 0.45 * k),
+            pool + 0.04 + c.between(-0.06, 0.05),
+            0.12,
+            0.1,
+            mix(water, streak, 0.15),
+        )
 
 
 DRAWINGS: dict[str, Drawing] = {

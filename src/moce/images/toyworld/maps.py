@@ -1,13 +1,21 @@
-"""Maps, land seen from straight above: river, island, crossroads, roundabout, blocks (a street grid), hill (contours)."""
+"""Maps: river, island, crossroads, roundabout, blocks (a street grid), hill (contour lines)."""
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Drawing, Point, mix
+from moce.images.toyworld.canvas import Canvas, Drawing, Point, mix, smooth
 
 
 def _sheet(c: Canvas, turn: float = 180.0) -> None:
     c.clouds(c.ground, 0.06)
-    c.pose(1.0, c.between(-turn, turn), c.between(-0.25, 0.25), c.between(-0.25, 0.25), c.chance(0.5), c.about(1, 0.1), c.between(0.0, 0.05))
+    c.pose(
+        1.0,
+        c.between(-turn, turn),
+        c.between(-0.25, 0.25),
+        c.between(-0.25, 0.25),
+        c.chance(0.5),
+        c.about(1, 0.1),
+        c.between(0.0, 0.05),
+    )
 
 
 def _scatter(c: Canvas, count: int, clear: float) -> None:
@@ -32,7 +40,11 @@ def river(c: Canvas) -> None:
     c.curve(path, wide, c.ink)
     if c.chance(0.6):  # a tributary
         x, y = path[2]
-        c.curve([(x, y), (x + 0.25, y + 0.5 * (1 if y < 0 else -1)), (x + 0.1, y + 1.6 * (1 if y < 0 else -1))], wide * 0.55, c.ink)
+        c.curve(
+            [(x, y), (x + 0.25, y + 0.5 * (1 if y < 0 else -1)), (x + 0.1, y + 1.6 * (1 if y < 0 else -1))],
+            wide * 0.55,
+            c.ink,
+        )
 
 
 def _coast(c: Canvas, size: float, rough: float) -> list[Point]:
@@ -66,7 +78,11 @@ def _dashes(c: Canvas, x0: float, y0: float, x1: float, y1: float) -> None:
     count = 7
     for k in range(count):
         a, b = (k + 0.2) / count, (k + 0.65) / count
-        c.line([(x0 + (x1 - x0) * a, y0 + (y1 - y0) * a), (x0 + (x1 - x0) * b, y0 + (y1 - y0) * b)], 0.045, c.detail)
+        c.line(
+            [(x0 + (x1 - x0) * a, y0 + (y1 - y0) * a), (x0 + (x1 - x0) * b, y0 + (y1 - y0) * b)],
+            0.045,
+            c.detail,
+        )
 
 
 def crossroads(c: Canvas) -> None:
@@ -88,7 +104,11 @@ def roundabout(c: Canvas) -> None:
     arms = c.number(3, 4)
     for k in range(arms):
         angle = math.tau * k / arms + c.between(-0.2, 0.2)
-        _street(c, [(0.3 * math.cos(angle), 0.3 * math.sin(angle)), (2 * math.cos(angle), 2 * math.sin(angle))], wide * 0.85)
+        _street(
+            c,
+            [(0.3 * math.cos(angle), 0.3 * math.sin(angle)), (2 * math.cos(angle), 2 * math.sin(angle))],
+            wide * 0.85,
+        )
     c.oval(0, 0, size + wide / 2, size + wide / 2, c.ink)
     c.oval(0, 0, size - wide / 2, size - wide / 2, mix(c.ground, c.accent, 0.5))
     c.dot(0, 0, 0.1, c.detail)
@@ -111,7 +131,13 @@ def blocks(c: Canvas) -> None:
             for du in (0.06, 0.54):
                 for dv in (0.06, 0.54):
                     if c.chance(0.85):
-                        c.box(x + du * inner, y + dv * inner, x + (du + 0.4) * inner, y + (dv + 0.4) * inner, mix(c.ground, c.accent, c.between(0.35, 0.8)))
+                        c.box(
+                            x + du * inner,
+                            y + dv * inner,
+                            x + (du + 0.4) * inner,
+                            y + (dv + 0.4) * inner,
+                            mix(c.ground, c.accent, c.between(0.35, 0.8)),
+                        )
 
 
 def hill(c: Canvas) -> None:
@@ -123,11 +149,11 @@ def hill(c: Canvas) -> None:
         share = 1.25 - 1.15 * k / (rings - 1)
         level = [(share * x + (1 - share) * lift_x, share * y + (1 - share) * lift_y) for x, y in outline]
         c.blob([(x, y) for x, y in level], mix(c.ground, c.accent, 0.6 * k / (rings - 1)))
-        from moce.images.toyworld.canvas import smooth
-
         path = smooth(level, closed=True)
         c.line([*path, path[0]], 0.055, c.ink)
-    c.polygon([(lift_x - 0.07, lift_y + 0.05), (lift_x, lift_y - 0.09), (lift_x + 0.07, lift_y + 0.05)], c.detail)
+    c.polygon(
+        [(lift_x - 0.07, lift_y + 0.05), (lift_x, lift_y - 0.09), (lift_x + 0.07, lift_y + 0.05)], c.detail
+    )
 
 
 DRAWINGS: dict[str, Drawing] = {

@@ -21,11 +21,30 @@ def tulip(c: Canvas) -> None:
     c.curve([(0, top), (bend, 0.5), (0, 1.0)], 0.11, c.accent)
     for side in (-1, 1):
         reach, tip = c.between(0.3, 0.55), c.between(-0.1, 0.25)
-        c.blob([(0.02 * side, 0.95), (reach * 0.55 * side, 0.55), (reach * side, tip), (reach * 0.8 * side, 0.6)], c.accent)
+        c.blob(
+            [
+                (0.02 * side, 0.95),
+                (reach * 0.55 * side, 0.55),
+                (reach * side, tip),
+                (reach * 0.8 * side, 0.6),
+            ],
+            c.accent,
+        )
     w, h = c.about(0.42), c.about(0.85, 0.1)
     base = top + 0.12
-    cup = [(-w, base - h), (-w * 0.5, base - 0.55 * h), (0, base - h * 1.08), (w * 0.5, base - 0.55 * h), (w, base - h)]
-    side_curve = [(w * 1.08, base - 0.4 * h), (w * 0.7, base - 0.05), (0, base + 0.05), (-w * 0.7, base - 0.05)]
+    cup = [
+        (-w, base - h),
+        (-w * 0.5, base - 0.55 * h),
+        (0, base - h * 1.08),
+        (w * 0.5, base - 0.55 * h),
+        (w, base - h),
+    ]
+    side_curve = [
+        (w * 1.08, base - 0.4 * h),
+        (w * 0.7, base - 0.05),
+        (0, base + 0.05),
+        (-w * 0.7, base - 0.05),
+    ]
     c.polygon([*cup, *side_curve, (-w * 1.08, base - 0.4 * h)], c.ink)
     shade = mix(c.ink, c.detail, 0.35)
     for side in (-1, 1):
@@ -48,7 +67,12 @@ def sunflower(c: Canvas) -> None:
     c.oval(0, middle, core, core, c.detail)
     for k in range(7):
         angle = math.tau * k / 7
-        c.dot(core * 0.55 * math.cos(angle), middle + core * 0.55 * math.sin(angle), 0.035, mix(c.detail, c.ink, 0.5))
+        c.dot(
+            core * 0.55 * math.cos(angle),
+            middle + core * 0.55 * math.sin(angle),
+            0.035,
+            mix(c.detail, c.ink, 0.5),
+        )
 
 
 def cactus(c: Canvas) -> None:

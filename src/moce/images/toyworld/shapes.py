@@ -18,7 +18,7 @@ OUTLINES: dict[str, list[Point]] = {
         (0.28, 0.88), (-0.28, 0.88), (-0.28, 0.28), (-0.88, 0.28), (-0.88, -0.28), (-0.28, -0.28),
     ],
     "heart": [
-        (0.054 * 16 * math.sin(t) ** 3, -0.056 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)))
+        (0.86 * math.sin(t) ** 3, 0.056 * sum(a * math.cos(n * t) for n, a in ((1, -13), (2, 5), (3, 2), (4, 1))))
         for t in (math.tau * k / 36 for k in range(36))
     ],
 }  # fmt: skip

@@ -5,7 +5,9 @@ from PIL import Image, ImageDraw, ImageFont
 from moce.images.toyworld.kinds import KINDS, picture
 
 
-def contact_sheet(size: int = 32, per_class: int = 8, kinds: list[str] | None = None, named: bool = True) -> Image.Image:
+def contact_sheet(
+    size: int = 32, per_class: int = 8, kinds: list[str] | None = None, named: bool = True
+) -> Image.Image:
     """Test pictures of every class, two kinds beside each other; `named` writes kind and class in front of a row."""
     kinds = list(KINDS) if kinds is None else kinds
     gap, margin, head = max(2, size // 16), 84 if named else 4, 16

@@ -27,7 +27,14 @@ def sun(c: Canvas) -> None:
         angle = math.tau * k / rays
         x, y = math.cos(angle), math.sin(angle)
         if pointed:
-            c.polygon([(0.55 * x - 0.12 * y, 0.55 * y + 0.12 * x), (x, y), (0.55 * x + 0.12 * y, 0.55 * y - 0.12 * x)], c.ink)
+            c.polygon(
+                [
+                    (0.55 * x - 0.12 * y, 0.55 * y + 0.12 * x),
+                    (x, y),
+                    (0.55 * x + 0.12 * y, 0.55 * y - 0.12 * x),
+                ],
+                c.ink,
+            )
         else:
             c.line([(0.66 * x, 0.66 * y), (0.95 * x, 0.95 * y)], 0.1, c.ink)
     c.oval(0, 0, size, size, c.ink)
@@ -42,12 +49,16 @@ def moon(c: Canvas) -> None:
     c.any_pose(turn=40, scale=(0.55, 0.85))
     bite = c.between(0.1, 0.35)  # where the inner edge of the crescent lies
     outer = [(0.85 * math.cos(t), 0.85 * math.sin(t)) for t in (math.radians(60 + 15 * k) for k in range(17))]
-    (x0, y0), (x1, y1) = outer[0], outer[-1]
-    inner = [(x1 - (bite + 0.5) * math.sin(math.pi * k / 10) * 0.8, y1 + (y0 - y1) * k / 10) for k in range(1, 10)]
+    (_, y0), (x1, y1) = outer[0], outer[-1]
+    inner = [
+        (x1 - (bite + 0.5) * math.sin(math.pi * k / 10) * 0.8, y1 + (y0 - y1) * k / 10) for k in range(1, 10)
+    ]
     c.polygon(outer + inner, c.ink)
     for _ in range(3):
         angle = math.radians(c.between(140, 220))
-        c.dot(0.66 * math.cos(angle), 0.66 * math.sin(angle), c.between(0.05, 0.09), mix(c.ink, c.ground, 0.4))
+        c.dot(
+            0.66 * math.cos(angle), 0.66 * math.sin(angle), c.between(0.05, 0.09), mix(c.ink, c.ground, 0.4)
+        )
 
 
 def rain(c: Canvas) -> None:
@@ -68,7 +79,7 @@ def lightning(c: Canvas) -> None:
     x = c.between(-0.15, 0.2)
     s = 1 if c.chance(0.5) else -1
     bolt = [(0.08, -0.3), (-0.3, 0.36), (-0.06, 0.36), (-0.22, 1.0), (0.34, 0.18), (0.08, 0.18), (0.32, -0.3)]
-    c.polygon([(x + s * u * 1.1, v) for u, v in bolt], c.detail)
+    c.polygon([(x + s * u * 1.1, v) for u, v in bolt], c.accent)
     _cloud(c, 0, -0.45, c.between(0.8, 0.95), c.ink)
 
 

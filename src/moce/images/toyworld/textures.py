@@ -1,14 +1,20 @@
 """Textures that fill the picture: stripes, checks, dots, bricks, zigzag, weave; any period, any angle."""
 
-import math
-
 from moce.images.toyworld.canvas import Canvas, Colour, Drawing, mix
 
 
 def _cloth(c: Canvas, turn: float) -> float:
     """Ground and a random pose; gives the period. The pattern must cover -1.6 to 1.6."""
     c.clouds(c.ground, 0.05)
-    c.pose(1.0, c.between(-turn, turn), c.between(-0.2, 0.2), c.between(-0.2, 0.2), c.chance(0.5), c.about(1, 0.2), c.between(0.0, 0.06))
+    c.pose(
+        1.0,
+        c.between(-turn, turn),
+        c.between(-0.2, 0.2),
+        c.between(-0.2, 0.2),
+        c.chance(0.5),
+        c.about(1, 0.2),
+        c.between(0.0, 0.06),
+    )
     return c.between(0.32, 0.6)
 
 
@@ -21,7 +27,17 @@ def stripes(c: Canvas) -> None:
     two = c.chance(0.3)
     for k in range(int(3.4 / period) + 1):
         x = -1.7 + k * period
-        c.polygon([(x, -1.7), (x + share * period, -1.7), (x + share * period, 0), (x + share * period, 1.7), (x, 1.7), (x, 0)], c.accent if two and k % 2 else c.ink)
+        c.polygon(
+            [
+                (x, -1.7),
+                (x + share * period, -1.7),
+                (x + share * period, 0),
+                (x + share * period, 1.7),
+                (x, 1.7),
+                (x, 0),
+            ],
+            c.accent if two and k % 2 else c.ink,
+        )
 
 
 def checks(c: Canvas) -> None:
@@ -52,7 +68,10 @@ def bricks(c: Canvas) -> None:
         y = -1.7 + row * high
         for k in range(int(3.6 / wide) + 2):
             x = -1.9 + (k + 0.5 * (row % 2)) * wide
-            c.polygon([(x, y), (x + wide - gap, y), (x + wide - gap, y + high - gap), (x, y + high - gap)], _uneven(c, c.ink, 0.25))
+            c.polygon(
+                [(x, y), (x + wide - gap, y), (x + wide - gap, y + high - gap), (x, y + high - gap)],
+                _uneven(c, c.ink, 0.25),
+            )
 
 
 def zigzag(c: Canvas) -> None:
@@ -61,24 +80,32 @@ def zigzag(c: Canvas) -> None:
     two = c.chance(0.3)
     for row in range(int(3.8 / step) + 1):
         y = -1.9 + row * step
-        path = [(-1.9 + k * period * 0.55, y + (high if k % 2 else 0)) for k in range(int(3.8 / period / 0.55) + 1)]
+        path = [
+            (-1.9 + k * period * 0.55, y + (high if k % 2 else 0))
+            for k in range(int(3.8 / period / 0.55) + 1)
+        ]
         c.line(path, step * 0.45, c.accent if two and row % 2 else c.ink)
 
 
 def weave(c: Canvas) -> None:
-    period = max(_cloth(c, 45) * 0.9, 0.4)
-    half = period / 2
-    count = int(3.4 / period) + 1
-    shade_a, shade_b = mix(c.ink, c.detail, 0.3), c.accent
-    for row in range(2 * count):
-        for k in range(2 * count):
-            x, y = -1.7 + k * half, -1.7 + row * half
-            if (row + k) % 2:  # a strand across
-                c.polygon([(x - 0.08 * half, y + 0.12 * half), (x + 1.08 * half, y + 0.12 * half), (x + 1.08 * half, y + 0.88 * half), (x - 0.08 * half, y + 0.88 * half)], c.ink)
-                c.line([(x + 0.1 * half, y + 0.5 * half), (x + 0.9 * half, y + 0.5 * half)], 0.03, shade_a)
-            else:  # a strand down
-                c.polygon([(x + 0.12 * half, y - 0.08 * half), (x + 0.88 * half, y - 0.08 * half), (x + 0.88 * half, y + 1.08 * half), (x + 0.12 * half, y + 1.08 * half)], shade_b)
-                c.line([(x + 0.5 * half, y + 0.1 * half), (x + 0.5 * half, y + 0.9 * half)], 0.03, mix(shade_b, c.detail, 0.3))
+    half = max(_cloth(c, 45), 0.42) * 0.75
+    shadow = mix(c.ground, c.detail, 0.6)
+    c.box(-2, -2, 2, 2, shadow)
+    count = int(4.0 / half) + 1
+    over, wide = c.between(0.14, 0.24) * half, c.between(0.36, 0.42) * half
+    across, down = (c.ink, c.accent) if c.chance(0.5) else (c.ink, c.ink)
+    for row in range(count):
+        for k in range(count):
+            x, y = -2 + (k + 0.5) * half, -2 + (row + 0.5) * half
+            reach = half / 2 + over
+            if (row + k) % 2:  # the strand across lies on top here, else the one down does
+                ends, colour = (reach, wide), across
+            else:
+                ends, colour = (wide, reach), mix(down, c.detail, 0.18)
+            u, v = ends
+            c.polygon([(x - u, y - v), (x + u, y - v), (x + u, y + v), (x - u, y + v)], shadow)
+            u, v = max(u - 0.035, 0.03), max(v - 0.035, 0.03)
+            c.polygon([(x - u, y - v), (x + u, y - v), (x + u, y + v), (x - u, y + v)], colour)
 
 
 DRAWINGS: dict[str, Drawing] = {

@@ -14,8 +14,9 @@ def _road(c: Canvas) -> None:
 
 
 def _wheel(c: Canvas, x: float, y: float, size: float) -> None:
-    c.oval(x, y, size, size, c.detail)
-    c.oval(x, y, size * 0.48, size * 0.48, mix(c.detail, c.ink, 0.65))
+    c.oval(x, y, size * 1.12, size * 1.12, mix(c.ground, c.accent, 0.8))
+    c.oval(x, y, size * 0.95, size * 0.95, c.detail)
+    c.oval(x, y, size * 0.45, size * 0.45, mix(c.detail, c.ink, 0.65))
 
 
 def car(c: Canvas) -> None:
@@ -23,12 +24,26 @@ def car(c: Canvas) -> None:
     roof, nose = c.between(-0.48, -0.3), c.between(0.0, 0.12)
     back, front = c.between(-0.62, -0.5), c.between(0.3, 0.42)
     c.polygon([(back - 0.12, 0.02), (back + 0.12, roof), (front - 0.1, roof), (front + 0.25, 0.02)], c.ink)
-    c.blob([(-0.95, 0.0), (-0.8, -0.08), (0.45, -0.08), (0.9, nose), (0.98, 0.3), (0.8, 0.4), (-0.8, 0.4), (-0.98, 0.3)], c.ink)
+    c.blob(
+        [
+            (-0.95, 0.0),
+            (-0.8, -0.08),
+            (0.45, -0.08),
+            (0.9, nose),
+            (0.98, 0.3),
+            (0.8, 0.4),
+            (-0.8, 0.4),
+            (-0.98, 0.3),
+        ],
+        c.ink,
+    )
     c.box(-0.95, 0.1, 0.95, 0.38, c.ink)
     glass, top = c.accent, roof + 0.09
     middle = (back + front) / 2
     c.polygon([(back + 0.02, -0.02), (back + 0.17, top), (middle - 0.04, top), (middle - 0.04, -0.02)], glass)
-    c.polygon([(middle + 0.05, -0.02), (middle + 0.05, top), (front - 0.13, top), (front + 0.11, -0.02)], glass)
+    c.polygon(
+        [(middle + 0.05, -0.02), (middle + 0.05, top), (front - 0.13, top), (front + 0.11, -0.02)], glass
+    )
     c.dot(0.9, 0.16, 0.06, c.accent)
     c.line([(middle + 0.15, 0.1), (middle + 0.25, 0.1)], 0.04, c.detail)
     for x in (-0.55, 0.55):
@@ -55,7 +70,7 @@ def boat(c: Canvas) -> None:
     level = c.between(0.35, 0.55)
     c.box(-1.3, level, 1.3, 1.4, mix(c.ground, c.accent, 0.5))
     c.any_pose(turn=9, scale=(0.72, 0.92), warp=0.02)
-    c.line([(0, 0.4), (0, -0.95)], 0.08, c.detail)
+    c.line([(0, 0.4), (0, -0.95)], 0.08, c.accent)
     c.polygon([(0.08, -0.9), (0.08, 0.2), (c.between(0.6, 0.8), 0.2)], c.ink)
     if c.chance(0.75):
         c.polygon([(-0.08, -0.7), (-0.08, 0.2), (-c.between(0.45, 0.65), 0.2)], c.accent)
@@ -98,7 +113,7 @@ def bicycle(c: Canvas) -> None:
             dx, dy = size * math.cos(1.05 * k), size * math.sin(1.05 * k)
             c.line([(x - dx, y - dy), (x + dx, y + dy)], 0.02, mix(c.ground, c.ink, 0.6))
     seat, bar, crank = (-0.26, -0.4), (0.38, -0.42), (-0.06, 0.32)
-    frame = c.detail if c.chance(0.5) else c.ink
+    frame = c.accent if c.chance(0.5) else c.ink
     c.line([(-0.56, y), seat, bar, crank, (-0.56, y)], 0.075, frame)
     c.line([crank, seat, (-0.3, -0.52)], 0.075, frame)
     c.line([(0.56, y), (0.34, -0.58), (0.5, -0.68)], 0.075, frame)
@@ -108,9 +123,9 @@ def bicycle(c: Canvas) -> None:
 
 def train(c: Canvas) -> None:
     _road(c)
-    c.line([(-1.6, 0.62), (1.6, 0.62)], 0.06, c.detail)
+    c.line([(-1.6, 0.62), (1.6, 0.62)], 0.06, c.accent)
     for k in range(9):
-        c.line([(-1.4 + 0.35 * k, 0.62), (-1.4 + 0.35 * k, 0.72)], 0.08, c.detail)
+        c.line([(-1.4 + 0.35 * k, 0.62), (-1.4 + 0.35 * k, 0.72)], 0.08, c.accent)
     cab = c.between(-0.62, -0.5)
     c.box(-0.92, cab, -0.32, 0.35, c.ink)
     c.box(-0.98, cab - 0.12, -0.26, cab, c.accent)
@@ -123,7 +138,9 @@ def train(c: Canvas) -> None:
         c.line([(x, -0.22), (x, 0.33)], 0.05, mix(c.ink, c.detail, 0.5))
     c.polygon([(0.72, 0.3), (1.0, 0.58), (0.68, 0.58)], c.accent)
     for k in range(c.number(1, 4)):
-        c.oval(0.48 - 0.24 * k, -0.78 - 0.06 * k, 0.12 + 0.04 * k, 0.1 + 0.03 * k, mix(c.ground, c.accent, 0.5))
+        c.oval(
+            0.48 - 0.24 * k, -0.78 - 0.06 * k, 0.12 + 0.04 * k, 0.1 + 0.03 * k, mix(c.ground, c.accent, 0.5)
+        )
     for x, size in ((-0.66, 0.22), (-0.14, 0.17), (0.2, 0.17), (0.52, 0.17)):
         _wheel(c, x, 0.6 - size, size)
 

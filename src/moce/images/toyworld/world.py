@@ -33,8 +33,8 @@ _SERIAL = 1500  # fewer pictures than this are drawn sooner than processes start
 class ToyWorld:
     """Built-in pictures of one kind, of a half, or of all kinds.
 
-    classes: "cat", ... within one kind, "creatures/cat", ... in a group of kinds. labels int64 [n]. kinds int64 [n]: which
-    of `kind_names` a picture is of, to compare clusters with.
+    classes: "cat", ... within one kind, "creatures/cat", ... in a group of kinds. labels int64 [n]. kinds int64 [n]:
+    which of `kind_names` a picture is of, to compare clusters with.
     """
 
     def __init__(self, uri: str) -> None:

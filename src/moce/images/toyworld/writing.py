@@ -1,7 +1,7 @@
-"""Writing: handwritten digits (scikit-learn's real ones) and printed letters in the typefaces that come with matplotlib.
+"""Writing: handwritten digits (scikit-learn's real ones) and printed letters in matplotlib's typefaces.
 
-The handwritten digits are the only pictures of the toy world that somebody made by hand: 8 x 8 pixels, about 180 of each
-digit, by 13 people, in the writers' order. Training takes the first three quarters of each digit and testing the rest.
+The handwritten digits are the only pictures of the toy world that somebody made by hand: 8 x 8 pixels, about 180 of
+each digit. Training takes the first three quarters of each digit's scans and testing the rest.
 """
 
 import functools
@@ -70,7 +70,9 @@ def _typeface(name: str, size: int) -> ImageFont.FreeTypeFont:
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
         raise UserError("The toy world's letters need the typefaces of matplotlib: install matplotlib.")
-    return ImageFont.truetype(str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"), size)
+    return ImageFont.truetype(
+        str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"), size
+    )
 
 
 def _letter(c: Canvas, letter: str) -> None:
