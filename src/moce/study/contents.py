@@ -1,18 +1,20 @@
 """What of the given runs and files goes onto the page: everything is read here, once, and nothing is drawn."""
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moce.engine.files import read_json, sha256_of
 from moce.engine.runs import RunInfo
 from moce.errors import UserError
+from moce.images.augment import centre_crop
+from moce.images.decode import UnreadableImage
 from moce.images.sources import open_images
 from moce.model.weights import read_header, read_tensors
 from moce.study.inspect import CHOICE, Found, identify, read_metrics
@@ -24,7 +26,7 @@ THUMBS, CLUSTERS, MODEL, ROUTING = (
     "routing.json",
 )
 ORDER = ("MAE", "clusters", "MAE*", "TokenMoE", "MoCE")
-ENOUGH = 0.1  # share of a cluster's pictures from which a class is worth naming
+ENOUGH = 0.1  # share of a cluster's pictures from which a class is worth naming, if it is twice that of all
 NAMES_SHOWN = 2
 
 
@@ -165,7 +167,7 @@ def _cluster_set(info: RunInfo, contents: Contents) -> ClusterSet | None:
 
 
 def _classes(info: RunInfo, num_clusters: int) -> list[list[tuple[str, float]]] | None:
-    """The most frequent classes of every cluster; None where the pictures have none or are not there any more."""
+    """The classes that every cluster has far more of than all pictures together; None where classes are not known."""
     try:
         source = open_images(info.config["images"])
         same = source.fingerprint() == info.inputs.get("images")
@@ -178,10 +180,38 @@ def _classes(info: RunInfo, num_clusters: int) -> list[list[tuple[str, float]]] 
         or not (info.path / "labels.npy").is_file()
     ):
         return None
-    clusters = np.load(info.path / "labels.npy")
+    groups = [
+        name.rpartition("/")[0] or name for name in source.classes
+    ]  # "creatures/cat" counts as creatures
+    names = sorted(set(groups))
+    of_class = np.array([names.index(group) for group in groups])
+    classes, clusters = of_class[source.labels], np.load(info.path / "labels.npy")
+    overall = np.bincount(classes, minlength=len(names)) / len(classes)
     named = []
     for cluster in range(num_clusters):
-        counts = Counter(source.labels[clusters == cluster].tolist())
-        common = [(source.classes[label], n / counts.total()) for label, n in counts.most_common(NAMES_SHOWN)]
-        named.append([(name, share) for name, share in common if share >= ENOUGH])
+        counts = np.bincount(classes[clusters == cluster], minlength=len(names))
+        shares = counts / max(counts.sum(), 1)
+        common = np.argsort(-shares, kind="stable")[:NAMES_SHOWN]
+        named.append(
+            [(names[n], float(shares[n])) for n in common if shares[n] >= max(ENOUGH, 2 * overall[n])]
+        )
     return named
+
+
+def own_pictures(
+    info: RunInfo, count: int, size: tuple[int, int]
+) -> UInt8[Tensor, "pictures channels height width"] | None:
+    """A few pictures of a task, evenly chosen; None where they are not there any more."""
+    try:
+        source = open_images(info.config["images"]) if info.config["images"] else None
+    except UserError:
+        return None
+    if source is None or source.fingerprint() != info.inputs.get("images"):
+        return None
+    shown = []
+    for index in np.linspace(0, len(source) - 1, count).round().astype(int):
+        try:
+            shown.append(centre_crop(source.get(int(index))[0], size))
+        except UnreadableImage:
+            continue
+    return torch.stack(shown) if shown else None

@@ -27,7 +27,7 @@ WIDE, HIGH = 520, 240  # pixels of a chart, as it is drawn
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42  # around the plot
 MOST_POINTS = 240  # of a line; more are averaged
 GAP = 2  # pixels between pictures of a sheet
-PIXEL_BUDGET = 10_000_000  # of all pictures on a page: with WebP about 5 MB
+PIXEL_BUDGET = 10_000_000  # of all pictures on a page: about 5 MB of photographs
 
 
 def colour(number: int) -> str:
@@ -52,6 +52,15 @@ def thinned(values: Sequence[float], limit: int = MOST_POINTS) -> list[float]:
     """At most `limit` numbers: means of neighbours."""
     parts = np.array_split(np.asarray(values, dtype=float), min(len(values), limit))
     return [float(part.mean()) for part in parts]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Running means over a twelfth of the length, as the noise of single batches hides what matters."""
+    half = len(values) // 25
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=float))])
+    place = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))  # narrower at both ends, so centred
+    return [float(v) for v in (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)]
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -138,17 +147,19 @@ def line_chart(
         content.append(f'<polyline class="mark" points="{path}"/>')
     for line in lines:
         dashed = f' stroke-dasharray="{DASHES[line.dash % len(DASHES)]}"' if line.dash else ""
-        path = plot.path(thinned(line.x), thinned(line.y))
-        content.append(
-            f'<polyline class="line" style="stroke:{colour(line.colour)}" points="{path}"{dashed}/>'
-        )
+        x, measured = thinned(line.x), thinned(line.y)
+        smooth, stroke = smoothed(measured), f'style="stroke:{colour(line.colour)}"'
+        if smooth != measured:
+            content.append(f'<polyline class="line raw" {stroke} points="{plot.path(x, measured)}"/>')
+        path = plot.path(x, smooth)
+        content.append(f'<polyline class="line" {stroke} points="{path}"{dashed}/>')
     return plot.drawn("".join(content))
 
 
 def share_chart(x: Sequence[float], shares_TE: Sequence[Sequence[float]], labels: tuple[str, str]) -> Markup:
     """Shares that add up to 1, as areas on top of each other, the first at the bottom."""
     times = thinned(x)
-    parts = [thinned([row[e] for row in shares_TE]) for e in range(len(shares_TE[0]))]
+    parts = [smoothed(thinned([row[e] for row in shares_TE])) for e in range(len(shares_TE[0]))]
     tops = np.vstack([np.zeros(len(times)), np.cumsum(parts, axis=0)])
     plot = Plot((times[0], times[-1]), (0.0, 1.0), labels)
     content = []
@@ -230,9 +241,9 @@ def data_uri(image: Image.Image, quality: int = 82) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def scale_for(num_pictures: int, height: int, width: int) -> float:
-    """How much to shrink that many pictures of this size, so that the page stays light."""
-    return min(1.0, math.sqrt(PIXEL_BUDGET / max(num_pictures * height * width, 1)))
+def scale_for(num_pictures: int, height: int, width: int, budget: float = PIXEL_BUDGET) -> float:
+    """How much to shrink that many pictures of this size, so that together they have `budget` pixels at most."""
+    return min(1.0, math.sqrt(budget / max(num_pictures * height * width, 1)))
 
 
 @torch.no_grad()

@@ -18,12 +18,23 @@ from moce.engine.runs import CONFIG
 from moce.errors import UserError
 from moce.model.weights import load_model
 from moce.study import figures
-from moce.study.contents import ClusterSet, Contents, RunContent, TaskModel, gather
-from moce.study.figures import Line, colour, data_uri, line_chart, routing_map, scale_for, share_chart, sheet
+from moce.study.contents import ClusterSet, Contents, RunContent, TaskModel, gather, own_pictures
+from moce.study.figures import (
+    PIXEL_BUDGET,
+    Line,
+    colour,
+    data_uri,
+    line_chart,
+    routing_map,
+    scale_for,
+    share_chart,
+    sheet,
+)
 from moce.study.inspect import changed_options, spelled
 from moce.study.table import percent, tables
 
 GENERATOR = '<meta name="generator" content="moce">'  # in the template; says that a file is a page of ours
+LARGEST = 14_000_000  # characters of a page
 CLUSTERS_OPEN = 24  # further ones are folded away
 NEAREST = 8  # of a cluster's pictures, the others are drawn at random
 PER_EXPERT = 24  # pictures of an expert
@@ -102,9 +113,9 @@ def page_title(contents: Contents) -> str:
     return ", ".join(Path(uri).name or uri for uri in images) or "evaluations"
 
 
-def page_sections(contents: Contents, seed: int) -> dict[str, Any]:
-    """What each section shows, by its name; empty ones left out."""
-    scale = common_scale(contents)
+def page_sections(contents: Contents, seed: int, budget: float = PIXEL_BUDGET) -> dict[str, Any]:
+    """What each section shows, by its name; empty ones left out. All small pictures have `budget` pixels at most."""
+    scale = common_scale(contents, budget)
     made = {
         "results": [result_section(table) for table in tables(contents.results)],
         "runs": [run_row(run) for run in contents.runs],
@@ -118,16 +129,16 @@ def page_sections(contents: Contents, seed: int) -> dict[str, Any]:
     return {name: content for name, content in made.items() if content}
 
 
-def common_scale(contents: Contents) -> float:
+def common_scale(contents: Contents, budget: float) -> float:
     """How much small pictures are shrunk so that all of them fit the page."""
     numbers = [c.images.shape[0] * (c.images.shape[1] + 1) for c in contents.cluster_sets]
     routed = [run for run in contents.runs if run.routing and run.clusters]
     numbers += [PER_EXPERT * len(t["gate"][0]) for run in routed if run.routing for t in run.routing.values()]
-    numbers.append(NEAREST * len(contents.tasks))
+    numbers.append(2 * NEAREST * len(contents.tasks))
     height, width = (
         max((c.images.shape[side] for c in contents.cluster_sets), default=1) for side in (-2, -1)
     )
-    return scale_for(sum(numbers), height, width)
+    return scale_for(sum(numbers), height, width, budget)
 
 
 # Results and runs --------------------------------------------------------------------------------------------------
@@ -207,32 +218,58 @@ def threads(result: dict[str, Any]) -> str:
 
 
 def learning(contents: Contents) -> list[dict[str, Any]]:
-    """Charts of the reconstruction loss: of dense training, and of what comes after it."""
+    """Charts of the reconstruction error: of dense training, of what comes after it, and how runs differ from MAE*."""
     charts = []
     for verb_name, title in (("pretrain", "Dense training"), ("train-experts", "Further training")):
         runs = [run for run in contents.of(verb_name) if len(run.metrics) > 1]
-        if not runs:
-            continue
+        if runs:
+            lines = [Line(epochs(run), errors(run), run.colour) for run in runs]
+            charts.append(chart(title, runs, lines, [f"ends at {line.y[-1]:.3f}" for line in lines]))
+    further = [run for run in contents.of("train-experts") if len(run.metrics) > 1]
+    control = next((run for run in further if run.method == "MAE*"), None)
+    others = [run for run in further if control and run is not control and epochs(run) == epochs(control)]
+    if control and others:
         lines = [
             Line(
-                [m["epoch"] for m in run.metrics],
-                [m.get("reconstruction", m["loss"]) for m in run.metrics],
+                epochs(run),
+                [own - its for own, its in zip(errors(run), errors(control), strict=True)],
                 run.colour,
             )
-            for run in runs
+            for run in others
         ]
-        charts.append(
-            {
-                "title": title,
-                "stage": verb_name,
-                "svg": line_chart(lines, ("passes over the pictures", "reconstruction error")),
-                "legend": [
-                    {"colour": run.colour, "name": run.method, "path": run.name, "last": line.y[-1]}
-                    for run, line in zip(runs, lines, strict=True)
-                ],
-            }
-        )
+        charts.append(chart("Further training: error less that of MAE*", others, lines, marks=(0.0,)))
     return charts
+
+
+def epochs(run: RunContent) -> list[float]:
+    """Where each line of metrics was written."""
+    return [line["epoch"] for line in run.metrics]
+
+
+def errors(run: RunContent) -> list[float]:
+    """The reconstruction error; a dense run's loss is nothing else."""
+    return [line.get("reconstruction", line["loss"]) for line in run.metrics]
+
+
+def chart(
+    title: str,
+    runs: list[RunContent],
+    lines: list[Line],
+    said: list[str] | None = None,
+    marks: tuple[float, ...] = (),
+) -> dict[str, Any]:
+    """A line per run, with a legend."""
+    texts = said or [""] * len(runs)
+    return {
+        "title": title,
+        "svg": line_chart(lines, ("passes over the pictures", "reconstruction error"), marks=marks),
+        "legend": [legend_entry(run, text) for run, text in zip(runs, texts, strict=True)],
+    }
+
+
+def legend_entry(run: RunContent, said: str = "") -> dict[str, Any]:
+    """What a colour stands for."""
+    return {"colour": run.colour, "name": run.method, "path": run.name, "said": said}
 
 
 def gates(contents: Contents) -> dict[str, Any]:
@@ -242,12 +279,11 @@ def gates(contents: Contents) -> dict[str, Any]:
         return {}
     lines, loads = [], []
     for run in runs:
-        epochs = [m["epoch"] for m in run.metrics]
         for dash, layer in enumerate(run.metrics[-1]["layers"]):
             seen = [m["layers"][layer] for m in run.metrics]
-            lines.append(Line(epochs, [s["max_gate"] for s in seen], run.colour, dash))
+            lines.append(Line(epochs(run), [s["max_gate"] for s in seen], run.colour, dash))
             svg = share_chart(
-                epochs, [s["load"] for s in seen], ("passes over the pictures", "share of the pictures")
+                epochs(run), [s["load"] for s in seen], ("passes over the pictures", "share of the pictures")
             )
             loads.append(
                 {
@@ -261,7 +297,7 @@ def gates(contents: Contents) -> dict[str, Any]:
     even = 1 / max(load["num"] for load in loads)
     return {
         "confidence": line_chart(lines, ("passes over the pictures", "largest gate"), (0, 1.02), (even, 0.9)),
-        "legend": [{"colour": run.colour, "name": run.method, "path": run.name} for run in runs],
+        "legend": [legend_entry(run) for run in runs],
         "layers": list(runs[0].metrics[-1]["layers"]),
         "last": [{"name": run.method, "gate": run.metrics[-1]["max_gate"]} for run in runs],
         "even": even,
@@ -383,7 +419,11 @@ def task_card(task: TaskModel, scale: float) -> dict[str, Any]:
     choice, clusters = task.choice, task.source.clusters if task.source else None
     votes = sorted(enumerate(choice["votes"]), key=lambda vote: -vote[1])[:VOTES_SHOWN]
     total = max(sum(choice["votes"]), 1)
-    picture = None
+    own = picture = None
+    if clusters is not None:
+        height, width = clusters.images.shape[-2:]
+        mine = own_pictures(task.info, NEAREST, (height, width))
+        own = data_uri(sheet(mine, NEAREST, scale)) if mine is not None else None
     if clusters is not None and choice["cluster"] is not None:
         nearest = clusters.pictures(choice["cluster"], 0, NEAREST)
         picture = data_uri(sheet(nearest, NEAREST, scale)) if len(nearest) else None
@@ -392,6 +432,7 @@ def task_card(task: TaskModel, scale: float) -> dict[str, Any]:
         "path": str(task.info.path),
         "choice": choice,
         "votes": [(k, n / total) for k, n in votes if n],
+        "own": own,
         "picture": picture,
         "side": clusters.images.shape[-1] if clusters is not None else 0,
         "classes": clusters.classes[choice["cluster"]] if picture and clusters and clusters.classes else [],

@@ -47,10 +47,10 @@ class Table:
         return next(r["metric"] for r in self.results if r["task"] == task)
 
     def best(self, task: str) -> set[str]:
-        """The methods with the highest value as printed; nobody where there is no rival."""
+        """The methods with the highest value as printed; nobody where there is no rival or all are equal."""
         found = {m: percent(v) for m in self.methods if (v := self.value(task, m)) is not None}
         highest = max(found.values(), key=float)
-        return {m for m, v in found.items() if v == highest} if len(found) > 1 else set()
+        return {m for m, v in found.items() if v == highest} if len(set(found.values())) > 1 else set()
 
     @property
     def shared(self) -> list[str]:

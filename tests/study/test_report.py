@@ -1,0 +1,292 @@
+"""The page: self-contained, escaped, complete for any choice of inputs, whole or not there."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import moce
+from moce.errors import UserError
+from moce.model.weights import write_tensors
+from moce.study.report import signed
+
+EVERYTHING = ["results", "runs", "learning", "reconstructions", "clusters", "gates", "experts", "tasks"]
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """What is on a page; fails on tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []  # tag, name, value
+        self.text = ""
+        self.css = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.css += data
+        else:
+            self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, own, value in self.attributes if own == name]
+
+    def tags(self) -> set[str]:
+        return {tag for tag, _, _ in self.attributes}
+
+
+@pytest.fixture(scope="module")
+def page(parts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    found = moce.report(parts, out=out, quiet=True)
+    assert found["sections"] == EVERYTHING
+    assert found["bytes"] == out.stat().st_size
+    return out
+
+
+def evaluation(task: str = "birds", method: str = "MoCE", value: float = 0.5, **more: Any) -> dict[str, Any]:
+    made = {
+        "schema": 1,
+        "model": "m",
+        "model_fingerprint": "f",
+        "method": method,
+        "task": task,
+        "protocol": "knn",
+    }
+    made |= {
+        "metric": "top1",
+        "value": value,
+        "num_train": 8,
+        "num_val": 2,
+        "num_test": 100,
+        "seed": 0,
+        "settings": {},
+    }
+    return {**made, **more}
+
+
+def test_nothing_comes_from_outside(page: Path) -> None:
+    found = Page(page.read_text("utf-8"))
+    assert "script" not in found.tags()
+    assert "@import" not in found.css
+    assert "url(" not in found.css
+    for address in found.values("src") + found.values("href"):
+        assert address.startswith(("data:", "#")), address
+    assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(page: Path) -> None:
+    found = Page(page.read_text("utf-8"))
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    targets = [address[1:] for address in found.values("href") if address.startswith("#")]
+    assert sorted(targets) == sorted(EVERYTHING)
+    assert set(targets) <= set(ids)
+    assert all(alt for tag, name, alt in found.attributes if tag == "img" and name == "alt")
+    assert page.stat().st_size < 2_000_000
+
+
+def test_the_page_says_what_was_found(page: Path, demonstration: Path) -> None:
+    text = Page(page.read_text("utf-8")).text
+    for folder in ("mae", "clusters", "mae-star", "tokenmoe", "moce", "custom/letters"):
+        assert str(demonstration / folder) in text
+    summary = json.loads((demonstration / "clusters" / "clusters.json").read_text())
+    assert f"{summary['nmi']:.3f}" in text
+    result = json.loads((demonstration / "evaluations" / "letters-MoCE-linear.json").read_text())
+    assert f"{result['value']:.4f}" in text
+    assert "no evidence" in text  # these are the built-in pictures
+    choice = json.loads((demonstration / "custom" / "letters" / "choice.json").read_text())
+    assert f"cluster {choice['cluster']}" in text
+
+
+def test_the_order_of_the_inputs_changes_nothing_but_the_tasks(
+    parts: list[str], page: Path, tmp_path: Path
+) -> None:
+    moce.report(parts[::-1], out=tmp_path / "other.html", quiet=True)
+    before, after = (
+        p.read_text("utf-8").partition('<section id="learning">')[2] for p in (page, tmp_path / "other.html")
+    )
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("names", "sections"),
+    [
+        (["mae"], ["runs", "learning"]),
+        (["clusters"], ["runs", "clusters"]),
+        (["mae", "clusters"], ["runs", "learning", "reconstructions", "clusters"]),
+        (["moce"], ["runs", "learning", "clusters", "gates", "experts"]),
+        (["mae-star"], ["runs", "learning", "clusters"]),
+        (["custom/letters"], ["tasks"]),
+        (["evaluations/letters-MoCE-knn.json"], ["results"]),
+    ],
+)
+def test_a_section_is_there_when_its_input_is(
+    demonstration: Path, tmp_path: Path, names: list[str], sections: list[str]
+) -> None:
+    found = moce.report([str(demonstration / n) for n in names], out=tmp_path / "page.html", quiet=True)
+    assert found["sections"] == sections
+    Page((tmp_path / "page.html").read_text("utf-8"))
+
+
+def test_a_run_that_is_not_finished_is_shown_as_such(demonstration: Path, tmp_path: Path) -> None:
+    shutil.copytree(demonstration / "mae", tmp_path / "half")
+    (tmp_path / "half" / "result.json").unlink()
+    (tmp_path / "half" / "model.safetensors").unlink()
+    with open(tmp_path / "half" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "lo')  # the process died here
+    moce.report(
+        [str(tmp_path / "half"), str(demonstration / "clusters")], out=tmp_path / "page.html", quiet=True
+    )
+    assert "not finished" in Page((tmp_path / "page.html").read_text("utf-8")).text
+
+
+def test_names_of_tasks_and_folders_are_escaped(demonstration: Path, tmp_path: Path) -> None:
+    nasty = 'a<script>alert("1")</script>&amp; 鳥'
+    folder = tmp_path / "<i>run</i> & \"co\" 'x'"
+    shutil.copytree(demonstration / "mae", folder)
+    rows = [evaluation(nasty, "MoCE", 0.4), evaluation(nasty, "<b>rival</b>", 0.5, model="<u>m", seed=None)]
+    (tmp_path / "e.json").write_text(json.dumps(rows))
+    moce.report([str(folder), str(tmp_path / "e.json")], out=tmp_path / "page.html", quiet=True)
+    found = Page((tmp_path / "page.html").read_text("utf-8"))
+    assert found.tags() & {"script", "i", "u"} == set()
+    for text in (nasty, "<b>rival</b>", "<u>m", str(folder)):
+        assert text in found.text
+
+
+def test_names_of_classes_are_escaped(tmp_path: Path) -> None:
+    names = ["<script>alert(1)<", "猫 & κουκουβάγια"]
+    for label, name in enumerate(names):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            picture = np.full((32, 32, 3), 60 + 120 * label, np.uint8)
+            picture[number : number + 9, 4:20, label] = 250
+            Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{number}.png")
+    out = {name: str(tmp_path / name) for name in ("mae", "clusters", "page.html")}
+    images = str(tmp_path / "pictures")
+    moce.pretrain(
+        images=images, out=out["mae"], preset="debug", epochs=1, batch_size=8, quiet=True, num_workers=0
+    )
+    moce.cluster(out["mae"], images=images, out=out["clusters"], num_clusters=2, quiet=True, num_workers=0)
+    moce.report([out["mae"], out["clusters"]], out=out["page.html"], quiet=True)
+    found = Page(Path(out["page.html"]).read_text("utf-8"))
+    assert "script" not in found.tags()
+    # Grey and bright pictures are told apart, and a class that a cluster consists of is twice what it is in all.
+    for name in names:
+        assert f"{name} 100 %" in found.text
+
+
+def test_numbers_of_the_table(tmp_path: Path) -> None:
+    rows = [evaluation("a", m, v) for m, v in (("MAE*", 0.5), ("MoCE", 0.55), ("TokenMoE", 0.47))]
+    (tmp_path / "e.json").write_text(
+        json.dumps([*rows, evaluation("b", "MAE*", 0.3), evaluation("b", "MoCE", 0.2)])
+    )
+    moce.report([str(tmp_path / "e.json")], out=tmp_path / "page.html", quiet=True)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    cells = [
+        re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", c)).strip()
+        for c in re.findall(r"<td.*?</td>", text, re.S)
+    ]
+    assert cells[:8] == ["a", "50.0", "47.0 −3.0", "55.0 +5.0", "b", "30.0", "–", "20.0 −10.0"]
+    assert "<b>55.0</b>" in text
+    assert "<b>30.0</b>" in text
+    assert "mean of" not in text  # there is one task only that all three were measured on
+
+
+def test_differences_are_signed() -> None:
+    assert [signed(v) for v in (0.0123, -0.2, 0.0004, -0.0004)] == ["+1.2", "−20.0", "±0.0", "±0.0"]
+
+
+def test_many_large_pictures_do_not_make_a_large_page(demonstration: Path, tmp_path: Path) -> None:
+    """Noise does not compress: 100 clusters of 64 pixels would take more than the page may."""
+    shutil.copytree(demonstration / "clusters", tmp_path / "clusters")
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (100, 16, 3, 96, 96), dtype=torch.uint8)
+    content = {"images": images, "indices": torch.arange(1600).reshape(100, 16)}
+    content["features"] = torch.zeros(100, 16, 4, dtype=torch.float16)
+    write_tensors(
+        tmp_path / "clusters" / "thumbs" / "thumbs.safetensors", content, {"kind": "thumbs", "nearest": 8}
+    )
+    from moce.model.assigner import Assigner
+
+    assigner = Assigner.load(tmp_path / "clusters" / "clusters.safetensors")
+    assigner.centroids, assigner.potentials = torch.randn(100, 64), torch.zeros(100)
+    assigner.sizes = torch.full((100,), 7)
+    assigner.save(tmp_path / "clusters" / "clusters.safetensors")
+    found = moce.report([str(tmp_path / "clusters")], out=tmp_path / "page.html", quiet=True)
+    assert 100_000 < found["bytes"] < 15_000_000
+    page = Page((tmp_path / "page.html").read_text("utf-8"))
+    assert "The other 76 clusters" in page.text
+
+
+def test_sentences_about_paths_that_are_none_of_these(demonstration: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "nothing here": "no file or folder",
+        "notes.txt": "no file of moce",
+        "other.json": "not the result of `moce evaluate`",
+        "empty": "not a run folder",
+        str(demonstration): "holds runs: name them",
+        str(demonstration / "mae" / "result.json"): "part of the run",
+        str(demonstration / "mae" / "model.safetensors"): "name the folder of the run",
+    }
+    for name, words in cases.items():
+        with pytest.raises(UserError, match=words):
+            moce.report(
+                [str(demonstration / "mae"), str(tmp_path / name)], out=tmp_path / "page.html", quiet=True
+            )
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_somebody_else_s_file_is_not_overwritten(demonstration: Path, tmp_path: Path) -> None:
+    out = tmp_path / "thesis.html"
+    out.write_text("<h1>mine</h1>")
+    with pytest.raises(UserError, match="no page of moce"):
+        moce.report([str(demonstration / "mae")], out=out, quiet=True)
+    assert out.read_text() == "<h1>mine</h1>"
+    with pytest.raises(UserError, match="is a folder"):
+        moce.report([str(demonstration / "mae")], out=tmp_path, quiet=True)
+    moce.report([str(demonstration / "mae")], out=out, quiet=True, overwrite=True)
+    moce.report([str(demonstration / "clusters")], out=out, quiet=True)  # a page of ours is made anew
+    assert "Clusters" in out.read_text("utf-8")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 420])
+def test_a_browser_shows_it(page: Path, browser: str, tmp_path: Path, width: int) -> None:
+    picture = tmp_path / "shot.png"
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width},1600", f"--screenshot={picture}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0
+    assert "CONSOLE" not in done.stderr  # what a page complains about is logged so
+    with Image.open(picture) as shot:
+        pixels = np.asarray(shot.convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # text, charts: not an empty page

@@ -1,0 +1,88 @@
+"""Tables of evaluations, against numbers worked out by hand."""
+
+import math
+from typing import Any
+
+import pytest
+
+from moce.study.table import Table, as_text, is_evaluation, tables
+
+
+def result(task: str, method: str, value: float, protocol: str = "linear", **more: Any) -> dict[str, Any]:
+    fixed = {"schema": 1, "metric": "top1", "num_test": 100, "model": f"runs/{method}", "seed": 0}
+    return {**fixed, "task": task, "method": method, "value": value, "protocol": protocol, **more}
+
+
+def test_methods_come_in_the_order_of_the_argument_and_tasks_as_they_come() -> None:
+    names = ["MoCE", "rival", "MAE", "TokenMoE", "MAE*"]
+    table = Table("linear", [result("b", name, 0.5) for name in names] + [result("a", "MAE", 0.5)])
+    assert table.methods == ["MAE", "MAE*", "TokenMoE", "MoCE", "rival"]
+    assert table.tasks == ["b", "a"]
+
+
+def test_the_mean_is_over_tasks_that_every_method_has() -> None:
+    rows = [
+        result("a", "MAE*", 0.4),
+        result("a", "MoCE", 0.6),
+        result("b", "MAE*", 0.2),
+        result("b", "MoCE", 0.1),
+    ]
+    table = Table("linear", [*rows, result("only one", "MoCE", 1.0)])
+    assert table.shared == ["a", "b"]
+    assert table.mean("MAE*") == pytest.approx(0.3)
+    assert table.mean("MoCE") == pytest.approx(0.35)
+    assert table.value("only one", "MAE*") is None
+
+
+def test_several_seeds_are_averaged_and_a_file_given_twice_counts_once() -> None:
+    rows = [result("a", "MoCE", 0.6), result("a", "MoCE", 0.8, seed=1)]
+    (table,) = tables([*rows, rows[0]])
+    assert len(table.of("a", "MoCE")) == 2
+    assert table.value("a", "MoCE") == pytest.approx(0.7)
+
+
+def test_the_best_is_judged_as_printed_and_needs_a_rival() -> None:
+    rows = [result("a", "MAE", 0.71201), result("a", "MoCE", 0.71199), result("a", "MAE*", 0.7)]
+    table = Table("linear", [*rows, result("b", "MoCE", 0.9)])
+    assert table.best("a") == {"MAE", "MoCE"}
+    assert table.best("b") == set()
+    assert Table("linear", [result("a", "MAE", 0.5), result("a", "MoCE", 0.5)]).best("a") == set()
+
+
+def test_differences_are_to_the_dense_model_that_trained_as_long() -> None:
+    rows = [result("a", "MAE", 0.5), result("a", "MAE*", 0.6), result("a", "MoCE", 0.65)]
+    table = Table("linear", rows)
+    assert table.baseline == "MAE*"
+    assert table.difference("a", "MoCE") == pytest.approx(0.05)
+    assert table.difference("a", "MAE*") is None
+    assert Table("linear", [rows[0], rows[2]]).baseline == "MAE"
+    assert Table("linear", [rows[2]]).baseline is None
+
+
+def test_standard_errors_are_those_of_a_share() -> None:
+    table = Table("linear", [result(task, "MAE", 0.5, num_test=100) for task in "abcd"])
+    single, mean = table.standard_errors
+    assert single == pytest.approx(math.sqrt(0.25 / 100))
+    assert mean == pytest.approx(single / 2)
+
+
+def test_one_table_per_protocol() -> None:
+    found = tables([result("a", "MAE", 0.5, "knn"), result("a", "MAE", 0.6, "linear")])
+    assert [t.protocol for t in found] == ["knn", "linear"]
+
+
+def test_the_table_of_the_terminal() -> None:
+    rows = [result("a", "MAE*", 0.4), result("a", "MoCE", 0.6), result("b", "MAE*", 0.25)]
+    lines = as_text(Table("linear", rows)).splitlines()
+    assert lines[0].split() == ["linear", "MAE*", "MoCE"]
+    assert lines[1].split() == ["a", "40.0", "60.0*"]
+    assert lines[2].split() == ["b", "25.0", "-"]
+    assert len(lines) == 3  # a mean of one shared task says nothing new
+    both = as_text(Table("linear", [*rows, result("b", "MoCE", 0.35)])).splitlines()
+    assert both[3].split() == ["mean", "of", "2", "tasks", "32.5", "47.5"]
+
+
+def test_what_counts_as_an_evaluation() -> None:
+    assert is_evaluation(result("a", "MAE", 0.5))
+    assert not is_evaluation({"verb": "pretrain"})
+    assert not is_evaluation([1])
