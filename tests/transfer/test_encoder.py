@@ -17,9 +17,7 @@ from moce.model.weights import save_model
 from moce.transfer.encoder import Encoder, is_customised, load_encoder
 
 CPU = torch.device("cpu")
-SHAPE = AutoencoderShape(
-    "vit_tiny_patch16_224", (16, 16), (4, 4), decoder_depth=1, decoder_width=32, decoder_heads=2
-)
+SHAPE = AutoencoderShape("test_vit", (16, 16), (4, 4), decoder_depth=1, decoder_width=32, decoder_heads=2)
 ABOUT = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
@@ -45,8 +43,8 @@ def dense() -> MaskedAutoencoder:
 @pytest.fixture(scope="module")
 def token(dense: MaskedAutoencoder) -> ExpertAutoencoder:
     torch.manual_seed(1)
-    model = ExpertAutoencoder.from_dense(dense, ExpertShape((5, 9), 3, "token", 0, 0)).eval()
-    for layer in (5, 9):  # experts that differ, as after training
+    model = ExpertAutoencoder.from_dense(dense, ExpertShape((2, 4), 3, "token", 0, 0)).eval()
+    for layer in (2, 4):  # experts that differ, as after training
         for parameter in model.encoder.blocks[layer].mlp.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
     return model
@@ -73,7 +71,7 @@ def customised_folder(path: Path, dense: MaskedAutoencoder) -> Path:
     content = {
         "architecture": SHAPE.architecture,
         "num_classes": 0,
-        "num_features": 192,
+        "num_features": 64,
         "model_args": {"img_size": [16, 16], "patch_size": 4, "global_pool": "avg", "fc_norm": False},
         "pretrained_cfg": {
             "input_size": [3, 16, 16],
@@ -106,7 +104,7 @@ def test_features_are_the_same_to_the_digit_each_time(folders: dict[str, Path], 
     assert encoder.method == method
     first = encoder.features(pictures())
     assert first.dtype == torch.float32
-    assert first.shape == (5, 192)
+    assert first.shape == (5, 64)
     torch.manual_seed(123)
     assert first.equal(encoder.features(pictures()))
     again = opened(folders, method)
@@ -168,11 +166,11 @@ def test_layers_count_from_the_pixels_up(folders: dict[str, Path]) -> None:
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight"):
         assert plain.layer_of(f"vit.{name}") == routed.layer_of(f"model.encoder.{name}") == 0
     assert plain.layer_of("vit.blocks.0.norm1.weight") == 1
-    assert plain.layer_of("vit.blocks.11.attn.qkv.weight") == 12
-    assert routed.layer_of("model.encoder.blocks.9.mlp.w1_EDF") == 10
-    assert routed.layer_of("model.gate.weight_LED") == 10
-    assert plain.layer_of("vit.norm.weight") == routed.layer_of("model.encoder.norm.weight") == 13
-    assert plain.num_layers == routed.num_layers == 13
+    assert plain.layer_of("vit.blocks.5.attn.qkv.weight") == 6
+    assert routed.layer_of("model.encoder.blocks.4.mlp.w1_EDF") == 5
+    assert routed.layer_of("model.gate.weight_LED") == 5
+    assert plain.layer_of("vit.norm.weight") == routed.layer_of("model.encoder.norm.weight") == 7
+    assert plain.num_layers == routed.num_layers == 7
 
 
 def test_the_balance_loss_is_weighted_as_in_training(
@@ -215,7 +213,7 @@ def test_weights_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_path:
     for wrong in (
         {f"encoder.{name}": tensor for name, tensor in weights.items()},  # nothing fits
         {name: tensor for name, tensor in weights.items() if name != "norm.bias"},  # one is missing
-        {**weights, "head.weight": torch.zeros(2, 192)},  # one too many
+        {**weights, "head.weight": torch.zeros(2, 64)},  # one too many
     ):
         save_file(wrong, folder / "model.safetensors")
         with pytest.raises(UserError, match="missing"):
@@ -279,8 +277,8 @@ def moce(
 ) -> tuple[Path, ExpertAutoencoder, Assigner]:
     """A run with two clusters, around dark and bright pictures, whose gates pick different experts for them."""
     torch.manual_seed(2)
-    model = ExpertAutoencoder.from_dense(dense, ExpertShape((5, 9), 3, "cluster", 2, 192)).eval()
-    for layer in (5, 9):
+    model = ExpertAutoencoder.from_dense(dense, ExpertShape((2, 4), 3, "cluster", 2, 64)).eval()
+    for layer in (2, 4):
         for parameter in model.encoder.blocks[layer].mlp.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
     features = torch.stack(
@@ -328,7 +326,7 @@ def test_a_cluster_gate_is_sliced_by_the_vote_of_the_task(
     assert encoder.method == "MoCE"
     choice = encoder.about["choice"]
     assert choice["cluster"] == cluster
-    assert choice["experts"] == {"5": experts[0], "9": experts[1]}
+    assert choice["experts"] == {"2": experts[0], "4": experts[1]}
     assert {"margin", "entropy", "fit", "warning"} <= choice.keys()
     router = model.router(torch.full((5,), cluster))
     wanted = model.features(finish(pictures(), None), router).detach()

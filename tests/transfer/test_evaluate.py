@@ -15,9 +15,7 @@ from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import save_model
 from moce.transfer import pictures
 
-SHAPE = AutoencoderShape(
-    "vit_tiny_patch16_224", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2
-)
+SHAPE = AutoencoderShape("test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
 CLASSES = {"blue": (30, 30, 200), "green": (30, 180, 40), "red": (200, 40, 30)}
 KEYS = [
     "schema",
