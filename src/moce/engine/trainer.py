@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from moce.config import Training
@@ -123,6 +122,8 @@ def train(
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
     the run's result. Raises UserError when the loss is not finite; the last good checkpoint stays.
     """
+    from lightning_fabric import Fabric  # seconds to import, and bad input should be answered before
+
     keep_freed_memory()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)

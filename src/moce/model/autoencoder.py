@@ -223,7 +223,8 @@ class MaskedAutoencoder(nn.Module):
 
     def _blocks(self, tokens: Tensor, router: Router | None) -> Tensor:
         """The encoder's blocks, up to but without the final norm."""
-        written_out = tokens.device.type == "cpu"
+        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
+        written_out = tokens.device.type == "cpu" and torch.is_grad_enabled()
         for layer, block in enumerate(self.encoder.blocks):
             block.attn.fused_attn = not written_out
             tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
