@@ -13,7 +13,11 @@ from moce.errors import UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of an option: auto takes a GPU where there is one. UserError for one that is not there."""
+    """The device of an option: auto takes a GPU where there is one. UserError for one that is not there.
+
+    Every stage asks before it computes, so this is also where the process is told to keep freed memory.
+    """
+    keep_freed_memory()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

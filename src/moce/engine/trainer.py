@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from moce.config import Training
 from moce.engine.checkpoint import checkpoints, restore_checkpoint, save_checkpoint
-from moce.engine.devices import keep_freed_memory, multiplies_in_bf16, peak_flops, peak_rss_bytes, pick_device
+from moce.engine.devices import multiplies_in_bf16, peak_flops, peak_rss_bytes, pick_device
 from moce.engine.progress import say, track
 from moce.engine.runs import Run
 from moce.errors import UserError
@@ -124,7 +124,6 @@ def train(
     """
     from lightning_fabric import Fabric  # seconds to import, and bad input should be answered before
 
-    keep_freed_memory()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says its precision itself

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from moce.config import EvaluateConfig, verb
-from moce.engine.devices import keep_freed_memory, peak_rss_bytes, pick_device
+from moce.engine.devices import peak_rss_bytes, pick_device
 from moce.engine.progress import say, track
 from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
@@ -30,7 +30,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     protocol that is not there, and for pictures without labels.
     """
     check_protocol(config.protocol)
-    keep_freed_memory()
     device = pick_device(config.device)
     tasks = open_tasks(config.task, config.data_root)
     results = []
