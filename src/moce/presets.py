@@ -63,7 +63,7 @@ PRESETS: dict[str, Recipe] = {
         about="About an hour on two cores for 50,000 pictures of 64 pixels: ViT-Ti/8.",
         pretrain=dict(**TINY, epochs=20, batch_size=128, base_lr=2e-3),
         cluster=dict(num_clusters=64),
-        experts=dict(layers=(9, 11), num_experts=8, epochs=3, batch_size=128, base_lr=1e-3),
+        experts=dict(layers=(9, 11), num_experts=8, epochs=5, batch_size=128, base_lr=1e-3),
     ),
     "tiny-imagenet-gpu": Recipe(
         about="The same model on one GPU, trained ten times longer.",
