@@ -304,7 +304,7 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     model, header, assigner = read_moce(config.moce, device)
     needs_pictures = not config.strategy.startswith("cluster:")
-    source = open_images(config.images) if config.images is not None else None
+    source = open_images(config.images, model.shape.channels) if config.images is not None else None
     if source is not None and not needs_pictures:
         say(f"--strategy {config.strategy} does not look at --images", config.quiet)
         source = None

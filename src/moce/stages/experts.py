@@ -319,7 +319,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     dense_run = read_run(config.mae, "pretrain")
     dense_run.result()
     dense, header = load_model(dense_run.path)
-    source = open_images(config.images)
+    source = open_images(config.images, dense.shape.channels)
     clusters = read_clusters(config.clusters, dense, source.fingerprint())
     model = new_experts(dense, clusters.assigner, config)
     checked = survey(source, config.quiet)

@@ -91,7 +91,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     inputs = {}
     if config.init:
         inputs["weights of --init"] = starting_weights(model, config.init, config.quiet)
-    source = open_images(config.images)
+    source = open_images(config.images, config.channels)
     inputs["images"] = source.fingerprint()
     checked = survey(source, config.quiet)
     with open_run(config.out, "pretrain", config, inputs) as run:
