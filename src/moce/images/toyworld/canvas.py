@@ -8,7 +8,6 @@ the subject can be told from the ground. Nothing but `random.Random` and raw PCG
 documented to stay the same from version to version.
 """
 
-import colorsys
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -16,46 +15,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
+from moce.images.toyworld.colours import Colour, brightness, mix, relit, tone
+from moce.images.toyworld.curves import Point, divided, ring, smooth
+
 Drawing = Callable[["Canvas"], None]
-
-_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in brightness (ITU-R BT.601)
-
-
-def brightness(colour: Colour) -> float:
-    """How bright a colour looks, 0 to 1."""
-    return sum(w * c for w, c in zip(_WEIGHTS, colour)) / 255
-
-
-def tone(rng: random.Random, level: float, saturation: float | None = None) -> Colour:
-    """A colour of any hue with brightness `level` (0 to 1)."""
-    saturation = 0.9 * rng.random() ** 0.8 if saturation is None else saturation
-    return _at_level(colorsys.hsv_to_rgb(rng.random(), saturation, 1.0), level)
-
-
-def relit(colour: Colour, level: float) -> Colour:
-    """The same hue at brightness `level`."""
-    top = max(max(colour), 1)
-    return _at_level((colour[0] / top, colour[1] / top, colour[2] / top), level)
-
-
-def _at_level(rgb: tuple[float, float, float], level: float) -> Colour:
-    level = min(max(level, 0.0), 1.0)
-    own = sum(w * c for w, c in zip(_WEIGHTS, rgb))
-    if level <= own:  # darken towards black, else lighten towards white
-        channels = [c * level / own for c in rgb]
-    else:
-        share = (level - own) / (1 - own)
-        channels = [c + (1 - c) * share for c in rgb]
-    red, green, blue = (round(255 * c) for c in channels)
-    return red, green, blue
-
-
-def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with `share` (0 to 1) of `b` in it."""
-    red, green, blue = (round(x + (y - x) * share) for x, y in zip(a, b))
-    return red, green, blue
 
 
 class Canvas:
@@ -113,12 +76,12 @@ class Canvas:
         across, down = scale * math.sqrt(stretch), scale / math.sqrt(stretch)
         across = -across if mirror else across
         half = self.pixels / 2
-        self._affine = (
+        self.affine = (
             half * across * math.cos(angle), -half * down * math.sin(angle), half * (1 + x),
             half * across * math.sin(angle), half * down * math.cos(angle), half * (1 + y),
         )  # fmt: skip
         self._warp = (warp, *(self.rng.random() * math.tau for _ in range(2))) if warp else None
-        self._unit = half * scale
+        self.unit = half * scale
 
     def any_pose(
         self,
@@ -142,7 +105,7 @@ class Canvas:
 
     def at(self, points: Sequence[Point]) -> list[Point]:
         """Subject coordinates to pixels of the oversized sheet."""
-        a, b, c, d, e, f = self._affine
+        a, b, c, d, e, f = self.affine
         if self._warp is not None:
             size, p, q = self._warp
             sin = math.sin
@@ -164,15 +127,15 @@ class Canvas:
 
     def dot(self, x: float, y: float, radius: float, fill: Colour) -> None:
         """A small disc that pose and warp move but do not bend."""
-        (u, v), r = self.at([(x, y)])[0], radius * self._unit
+        (u, v), r = self.at([(x, y)])[0], radius * self.unit
         self.draw.ellipse((u - r, v - r, u + r, v + r), fill=fill)
 
     def box(self, left: float, top: float, right: float, bottom: float, fill: Colour) -> None:
-        self.polygon(_divided([(left, top), (right, top), (right, bottom), (left, bottom)]), fill)
+        self.polygon(divided([(left, top), (right, top), (right, bottom), (left, bottom)]), fill)
 
     def line(self, points: Sequence[Point], width: float, fill: Colour) -> None:
         """A polyline with round ends and corners; width in subject coordinates."""
-        thick = max(1, round(width * self._unit))
+        thick = max(1, round(width * self.unit))
         landed = self.at(points)
         self.draw.line(landed, fill=fill, width=thick)
         if thick > 2:
@@ -272,61 +235,3 @@ class Canvas:
             raw = np.random.PCG64(noise_seed).random_raw((self.size * self.size * 3 + 7) // 8).view(np.uint8)
             picture += (raw[: picture.size].reshape(picture.shape).astype(np.float32) - 127.5) * (grain / 2)
         return picture.clip(0, 255).round().astype(np.uint8)
-
-
-def ring(x: float, y: float, across: float, down: float, turn: float = 0.0, points: int = 22) -> list[Point]:
-    """Points on an ellipse."""
-    c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    return [
-        (x + across * p * c - down * q * s, y + across * p * s + down * q * c)
-        for p, q in (_CIRCLE if points == 22 else _unit_circle(points))
-    ]
-
-
-def _unit_circle(points: int) -> list[Point]:
-    return [(math.cos(math.tau * k / points), math.sin(math.tau * k / points)) for k in range(points)]
-
-
-_CIRCLE = _unit_circle(22)
-
-
-def smooth(points: Sequence[Point], closed: bool, steps: int = 5) -> list[Point]:
-    """The Catmull-Rom curve through the points, `steps` pieces between each two."""
-    count = len(points)
-    result: list[Point] = []
-    for k in range(count if closed else count - 1):
-        if closed:
-            p, q, r, s = (points[(k + j) % count] for j in (-1, 0, 1, 2))
-        else:
-            p, q, r, s = (points[min(max(k + j, 0), count - 1)] for j in (-1, 0, 1, 2))
-        for a, b, c, d in _CATMULL_ROM[steps] if steps in _CATMULL_ROM else _catmull_rom(steps):
-            result.append(
-                (a * p[0] + b * q[0] + c * r[0] + d * s[0], a * p[1] + b * q[1] + c * r[1] + d * s[1])
-            )
-    if not closed:
-        result.append(points[-1])
-    return result
-
-
-def _catmull_rom(steps: int) -> list[tuple[float, float, float, float]]:
-    return [
-        (
-            (-t + 2 * t * t - t**3) / 2,
-            (2 - 5 * t * t + 3 * t**3) / 2,
-            (t + 4 * t * t - 3 * t**3) / 2,
-            (-t * t + t**3) / 2,
-        )
-        for t in (k / steps for k in range(steps))
-    ]
-
-
-_CATMULL_ROM = {5: _catmull_rom(5)}
-
-
-def _divided(points: Sequence[Point], pieces: int = 3) -> list[Point]:
-    """The polygon with each side cut in pieces, so that a warp can bend it."""
-    result = []
-    for k, (x0, y0) in enumerate(points):
-        x1, y1 = points[(k + 1) % len(points)]
-        result += [(x0 + (x1 - x0) * j / pieces, y0 + (y1 - y0) * j / pieces) for j in range(pieces)]
-    return result

@@ -2,7 +2,8 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Drawing, mix
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import mix
 
 
 def _eye(c: Canvas, x: float, y: float, size: float, look: float = 0.0) -> None:

@@ -1,6 +1,7 @@
 """Faces that are happy, sad, angry, surprised, asleep or winking; who it is varies freely."""
 
-from moce.images.toyworld.canvas import Canvas, Drawing, mix
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import mix
 
 
 def _head(c: Canvas) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Colour, Drawing, Point, brightness, mix, relit, smooth, tone
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import Colour, brightness, mix, relit, tone
+from moce.images.toyworld.curves import Point, smooth
 
 
 def _sky(c: Canvas, sun: float = 0.5) -> float:
@@ -80,15 +82,20 @@ def desert(c: Canvas) -> None:
     for k, share in enumerate((0.4, 0.2, 0.0)):
         colour = mix(c.ink, c.ground, share)
         base, x, high = horizon + 0.38 * k, c.between(-0.8, 0.8), c.between(0.2, 0.34)
-        top, side = (x, base - high), 1 if c.chance(0.5) else -1
+        crest, side = (x, base - high), 1 if c.chance(0.5) else -1
         # A dune: a long gentle back up to a sharp crest, and a short steep side in the shade.
         back = smooth(
-            [(x - side * 2.6, base + 0.1), (x - side * 1.1, base), (x - side * 0.4, base - 0.7 * high), top],
+            [
+                (x - side * 2.6, base + 0.1),
+                (x - side * 1.1, base),
+                (x - side * 0.4, base - 0.7 * high),
+                crest,
+            ],
             False,
         )
         front = smooth(
             [
-                top,
+                crest,
                 (x + side * 0.45, base - 0.1),
                 (x + side * 1.1, base + 0.12),
                 (x + side * 2.6, base + 0.08),
@@ -105,7 +112,7 @@ def desert(c: Canvas) -> None:
                 (x + side * 0.7, base + 0.24),
                 (x + side * 0.2, base + 0.22),
                 (x - side * 0.06, base),
-                top,
+                crest,
             ],
             False,
         )
@@ -118,11 +125,11 @@ def desert(c: Canvas) -> None:
                 shade,
             )
     if c.chance(0.6):
-        x, foot, tall = c.between(-0.7, 0.7), c.between(0.6, 0.95), c.between(0.45, 0.65)
-        c.line([(x, foot), (x, foot - tall)], 0.13, c.detail)
+        x, low, tall = c.between(-0.7, 0.7), c.between(0.6, 0.95), c.between(0.45, 0.65)
+        c.line([(x, low), (x, low - tall)], 0.13, c.detail)
         for s in (-1, 1):
             c.line(
-                [(x, foot - 0.4 * tall), (x + 0.2 * s, foot - 0.4 * tall), (x + 0.2 * s, foot - 0.75 * tall)],
+                [(x, low - 0.4 * tall), (x + 0.2 * s, low - 0.4 * tall), (x + 0.2 * s, low - 0.75 * tall)],
                 0.085,
                 c.detail,
             )
@@ -221,17 +228,17 @@ def volcano(c: Canvas) -> None:
 def waterfall(c: Canvas) -> None:
     _sky(c, 0.2)
     top, pool = c.between(-0.5, -0.3), c.between(0.5, 0.62)
-    x, half = c.between(-0.3, 0.3), c.between(0.26, 0.36)
+    x, half = c.between(-0.3, 0.3), c.between(0.3, 0.42)
     rock = c.ink
     dark = brightness(rock) < 0.5
     water = mix(rock, (255, 255, 255), 0.85) if dark else mix(rock, (0, 0, 0), 0.75)
-    streak, crack = mix(water, rock, 0.45), mix(rock, (255, 255, 255) if dark else (0, 0, 0), 0.22)
+    streak, crack = mix(water, rock, 0.45), mix(rock, (255, 255, 255) if dark else (0, 0, 0), 0.16)
     c.box(-1.6, top, 1.6, 1.8, rock)
     for s in (-1, 1):  # cliffs that rise on both sides, in steps
         edge = [(x + s * half, pool + 0.1)]
         edge += [(x + s * (half + 0.14 * k), top - 0.16 * k + dy) for k in range(4) for dy in (0.02, -0.13)]
         c.polygon([*edge, (x + s * 2.4, top - 0.75), (x + s * 2.4, pool + 0.1)], rock)
-        for _ in range(5):
+        for _ in range(3):
             u, v = x + s * c.between(half + 0.15, 1.2), c.between(top - 0.05, pool)
             c.line(
                 [(u, v), (u + c.between(-0.05, 0.05), v + c.between(0.15, 0.3)), (u + s * 0.15, v + 0.32)],
@@ -241,11 +248,11 @@ def waterfall(c: Canvas) -> None:
     if c.chance(0.7):
         for s in (-1, 1):  # trees above
             for k in range(2):
-                u, v = x + s * (half + 0.45 + 0.3 * k), top - 0.42
-                c.polygon([(u - 0.13, v), (u, v - c.between(0.3, 0.45)), (u + 0.13, v)], crack)
+                u, v = x + s * (half + 0.5 + 0.28 * k), top - 0.58
+                c.polygon([(u - 0.13, v), (u, v - c.between(0.3, 0.45)), (u + 0.13, v)], rock)
     c.box(-1.6, pool, 1.6, 1.8, streak)
-    for k in range(4):  # rings on the pool
-        c.arc(x, pool + 0.12, 0.5 + 0.22 * k, 0.14 + 0.1 * k, 0, 180, 0.04, water)
+    for k in range(3):  # rings on the pool
+        c.arc(x, pool + 0.1, half + 0.15 + 0.25 * k, 0.14 + 0.13 * k, 0, 180, 0.05, water)
     lip = smooth([(x - half, top - 0.05), (x - half * 0.98, top + 0.12), (x - half * 1.02, pool)], False)
     rim = smooth([(x + half * 1.02, pool), (x + half * 0.98, top + 0.12), (x + half, top - 0.05)], False)
     c.polygon([*lip, *rim], water)

@@ -2,7 +2,9 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Drawing, Point, mix, smooth
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import mix
+from moce.images.toyworld.curves import Point, smooth
 
 
 def _sheet(c: Canvas, turn: float = 180.0) -> None:
@@ -57,17 +59,21 @@ def _coast(c: Canvas, size: float, rough: float) -> list[Point]:
 
 
 def island(c: Canvas) -> None:
-    _sheet(c)
-    wave = mix(c.ground, c.detail, 0.2)
-    for _ in range(8):
-        x, y = c.between(-1.1, 1.1), c.between(-1.1, 1.1)
-        c.arc(x, y, 0.1, 0.06, 180, 360, 0.035, wave)
-    coast = _coast(c, c.between(0.5, 0.68), 0.28)
-    c.blob([(1.22 * x, 1.22 * y) for x, y in coast], mix(c.ground, c.ink, 0.4))
+    _sheet(c, 25)
+    wave = mix(c.ground, c.accent, 0.5)
+    for row in range(6):  # wavelets all over the sea
+        for k in range(4):
+            x, y = -1.3 + 0.75 * k + c.between(-0.15, 0.15) + 0.3 * (row % 2), -1.1 + 0.44 * row
+            c.arc(x, y, 0.11, 0.09, 180, 360, 0.05, wave)
+            c.arc(x + 0.22, y, 0.11, 0.09, 180, 360, 0.05, wave)
+    coast = _coast(c, c.between(0.52, 0.68), 0.28)
+    c.blob([(1.3 * x, 1.3 * y) for x, y in coast], mix(c.ground, c.ink, 0.3))
+    c.blob([(1.12 * x, 1.12 * y) for x, y in coast], mix(c.ground, c.ink, 0.55))
     c.blob(coast, c.ink)
-    c.blob([(0.55 * x, 0.55 * y) for x, y in coast], c.accent)
-    for _ in range(5):
-        c.dot(c.between(-0.3, 0.3), c.between(-0.3, 0.3), 0.06, mix(c.ink, c.detail, 0.6))
+    c.blob([(0.62 * x, 0.62 * y) for x, y in coast], mix(c.accent, c.ink, 0.2))
+    for _ in range(c.number(4, 8)):  # trees
+        x, y = c.between(-0.33, 0.33), c.between(-0.33, 0.33)
+        c.dot(x, y, c.between(0.06, 0.09), mix(c.ink, c.detail, 0.7))
 
 
 def _street(c: Canvas, points: list[Point], wide: float) -> None:

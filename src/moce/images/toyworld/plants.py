@@ -2,7 +2,8 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Drawing, mix
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import mix
 
 
 def _stand(c: Canvas, turn: float = 10.0) -> None:

@@ -4,7 +4,9 @@ import math
 
 from PIL import Image, ImageChops, ImageDraw
 
-from moce.images.toyworld.canvas import Canvas, Drawing, Point, mix, ring
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import mix
+from moce.images.toyworld.curves import Point, ring
 
 OUTLINES: dict[str, list[Point]] = {
     "circle": ring(0, 0, 0.85, 0.85, points=40),

@@ -2,7 +2,8 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Colour, Drawing, mix, tone
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import Colour, mix, tone
 
 
 def _cloud(c: Canvas, x: float, y: float, wide: float, colour: Colour) -> None:

@@ -1,6 +1,7 @@
 """Textures that fill the picture: stripes, checks, dots, bricks, zigzag, weave; any period, any angle."""
 
-from moce.images.toyworld.canvas import Canvas, Colour, Drawing, mix
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import Colour, mix
 
 
 def _cloth(c: Canvas, turn: float) -> float:
@@ -57,7 +58,7 @@ def dots(c: Canvas) -> None:
     for row in range(count):
         for k in range(count):
             x = -1.7 + (k + (0.5 if shifted and row % 2 else 0)) * period
-            (u, v), r = c.at([(x, -1.7 + row * period)])[0], size * period * c._unit
+            (u, v), r = c.at([(x, -1.7 + row * period)])[0], size * period * c.unit
             c.draw.ellipse((u - r, v - r, u + r, v + r), fill=c.ink)
 
 

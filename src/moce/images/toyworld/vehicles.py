@@ -2,7 +2,8 @@
 
 import math
 
-from moce.images.toyworld.canvas import Canvas, Drawing, mix
+from moce.images.toyworld.canvas import Canvas, Drawing
+from moce.images.toyworld.colours import mix
 
 
 def _road(c: Canvas) -> None:

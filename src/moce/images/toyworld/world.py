@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import numpy as np
@@ -56,6 +57,9 @@ class ToyWorld:
         self.labels = np.arange(self.num, dtype=np.int64) % len(self._pairs)
         self.kinds = self.labels // CLASSES_PER_KIND
         self._array: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_array": None}  # a worker process draws again what it needs
 
     def __len__(self) -> int:
         return self.num

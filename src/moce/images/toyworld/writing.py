@@ -48,7 +48,7 @@ def _digit(c: Canvas, digit: int) -> None:
     padded = Image.new("L", (12, 12))
     padded.paste(scan, (2, 2))
     c.any_pose(turn=18, scale=(0.62, 0.95), mirror=False, warp=0.0)
-    a, b, x, d, e, y = c._affine
+    a, b, x, d, e, y = c.affine
     a, b, d, e = (value / 48 for value in (a, b, d, e))  # the scan enlarged to 96 pixels is 2 x 2 units
     large = padded.resize((144, 144), Image.Resampling.BICUBIC).point(_SHARPEN)
     determinant = a * e - b * d
