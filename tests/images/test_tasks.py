@@ -131,8 +131,47 @@ def test_splits_that_cannot_be_used(tmp_path: Path) -> None:
         open_task(str(tmp_path / "bare"), None)
 
 
+def test_a_class_that_has_a_name_but_no_training_picture(tmp_path: Path) -> None:
+    parquet_split(tmp_path, "train", [0, 0, 1, 1], ["ant", "bee", "wasp"])
+    parquet_split(tmp_path, "test", [0, 2], ["ant", "bee", "wasp"])
+    with pytest.raises(UserError, match="'wasp', which the train split lacks"):
+        open_task(str(tmp_path), None)
+
+
+def test_classes_in_another_order_are_matched_by_name(tmp_path: Path) -> None:
+    parquet_split(tmp_path, "train", [0, 0, 1, 1], ["ant", "bee"])
+    parquet_split(tmp_path, "test", [0, 0, 1], ["bee", "ant"])
+    test = open_task(str(tmp_path), None).test
+    assert test.labels.tolist() == [1, 1, 0] and test.classes == ["ant", "bee"]
+    assert test.get(0)[1] == 1 and test.name(2) and len(test.fingerprint()) == 16
+
+
+def test_a_validation_split_needs_two_pictures_of_a_class(tmp_path: Path) -> None:
+    folder_split(tmp_path, "train", {"ant": 1, "bee": 2})
+    folder_split(tmp_path, "test", {"ant": 1})
+    fit, val = split(open_task(str(tmp_path), None).train)
+    assert fit.tolist() in ([0, 1], [0, 2]) and len(val) == 1
+    shutil.rmtree(tmp_path / "train" / "bee")
+    with pytest.raises(UserError, match="No class of .*train' has two pictures"):
+        split(open_task(str(tmp_path), None).train)
+
+
+def test_an_empty_validation_folder_is_named(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        folder_split(tmp_path, name, {"ant": 2})
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match="val' is empty"):
+        open_task(str(tmp_path), None)
+
+
+def test_a_toy_task_is_both_splits() -> None:
+    with pytest.raises(UserError, match="leave 'split=' out"):
+        open_task("toyworld://digits?split=test", None)
+
+
 @pytest.mark.packs
 def test_the_small_suite(packs: Path) -> None:
     tasks = open_tasks("all", packs)
     assert len(tasks) == 11 and all(len(t.classes) >= 8 and len(t.test) for t in tasks)
-    assert sorted(t.name for t in tasks if t.metric == "mean_per_class") == ["caltech101", "flowers17", "pets37"]
+    per_class = sorted(t.name for t in tasks if t.metric == "mean_per_class")
+    assert per_class == ["caltech101", "flowers17", "pets37"]

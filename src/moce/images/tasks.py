@@ -30,7 +30,8 @@ SMALL_SUITE = (
 )  # fmt: skip
 MEAN_PER_CLASS = ("aircraft", "caltech", "flowers", "pets")  # how the names of tasks with this metric start
 TOY = "toyworld://"
-SPLIT_SEED = 20_23  # of the validation split; not an option, so that every method chooses on the same pictures
+# Of the validation split; not an option, so that every method chooses on the same pictures.
+SPLIT_SEED = 20_23
 VALIDATION = 0.2
 
 
@@ -97,7 +98,9 @@ def all_names(root: str | None) -> list[str]:
         return list(KINDS)
     found = folders_with_tasks(Path(root))
     if not found:
-        raise UserError(f"No folder in {root} is a task: none has a train and a test split (parquet files or folders).")
+        raise UserError(
+            f"No folder in {root} is a task: none has a train and a test split (parquet or folders)."
+        )
     known = [name for name in found if name in SMALL_SUITE]
     return known or found
 
@@ -106,7 +109,7 @@ def folders_with_tasks(root: Path) -> list[str]:
     """Names of the folders below `root` that have a train and a test split. UserError when there is no such folder."""
     if not root.is_dir():
         raise UserError(f"There is no folder {root} (--data-root).")
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and split_uri(p, "train") and split_uri(p, "test"))
+    return sorted(p.name for p in root.iterdir() if split_uri(p, "train") and split_uri(p, "test"))
 
 
 def split_uri(folder: Path, name: str) -> str | None:
@@ -120,7 +123,8 @@ def open_task(name: str, root: str | None) -> Task:
     """One task by path, by name below `root`, or of the toy world."""
     if name.startswith(TOY) or (root is not None and root.startswith(TOY)):
         return toy_task(name.removeprefix(TOY), (root or TOY).removeprefix(TOY))
-    folder = Path(name)
+    folder = Path(name).expanduser()
+    root = None if root is None else str(Path(root).expanduser())
     if root is not None and not folder.is_dir():
         folders_with_tasks(Path(root))  # says so when the root itself is not there
         folder = Path(root) / name
@@ -135,7 +139,8 @@ def missing(name: str, root: str | None) -> str:
         later = " (the canonical data sets are not read by name yet)" if name in CANONICAL else ""
         return f"There is no folder '{name}'{later}: give the folder of the task, or --data-root and its name there."
     there = folders_with_tasks(Path(root))
-    return f"There is no task '{name}' in {root}; there are {', '.join(there) or 'none'}.{did_you_mean(name, there)}"
+    hint = "" if name in CANONICAL else did_you_mean(name, there)
+    return f"There is no task '{name}' in {root}; there are {', '.join(there) or 'none'}.{hint}"
 
 
 def toy_task(kind: str, root_options: str) -> Task:
@@ -146,7 +151,9 @@ def toy_task(kind: str, root_options: str) -> Task:
         raise UserError(
             f"The toy world has no task '{kind}': choose one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}"
         )
-    extra = "".join(f"&{part}" for part in options.split("&") if part and not part.startswith("split="))
+    if "split=" in options:
+        raise UserError(f"The task '{kind}?{options}' is both splits: leave 'split=' out.")
+    extra = f"&{options}" if options else ""
     train, test = (open_images(f"{TOY}{kind}?split={split}{extra}") for split in ("train", "test"))
     return Task(kind, "top1", train, test, None, list(train.classes or []))
 
@@ -156,13 +163,19 @@ def folder_task(folder: Path) -> Task:
     where = {name: split_uri(folder, name) for name in ("train", "val", "test")}
     for name in ("train", "test"):
         if where[name] is None:
-            raise UserError(f"The task {folder} has no {name} split: it needs {name}.parquet or a folder {name}.")
+            raise UserError(
+                f"The task {folder} has no {name} split: it needs {name}.parquet or a folder {name}."
+            )
     train = open_images(str(where["train"]))
     classes = class_names(train, folder, "train")
-    test = matched(open_images(str(where["test"])), classes, folder, "test")
-    val = matched(open_images(where["val"]), classes, folder, "val") if where["val"] else None
-    metric = "mean_per_class" if folder.name.startswith(MEAN_PER_CLASS) else "top1"
-    return Task(folder.name, metric, train, test, val, classes)
+    assert train.labels is not None
+    shown = {classes[label] for label in np.unique(train.labels)}
+    test = matched(open_images(str(where["test"])), classes, shown, folder, "test")
+    val = matched(open_images(where["val"]), classes, shown, folder, "val") if where["val"] else None
+    name = folder.resolve().name
+    return Task(
+        name, "mean_per_class" if name.startswith(MEAN_PER_CLASS) else "top1", train, test, val, classes
+    )
 
 
 def class_names(source: Source, folder: Path, split: str) -> list[str]:
@@ -176,13 +189,16 @@ def class_names(source: Source, folder: Path, split: str) -> list[str]:
     return source.classes or [str(number) for number in range(int(source.labels.max()) + 1)]
 
 
-def matched(source: Source, classes: list[str], folder: Path, split: str) -> Source:
-    """A split with its labels numbered as training's; UserError for a class that training lacks."""
+def matched(source: Source, classes: list[str], shown: set[str], folder: Path, split: str) -> Source:
+    """A split with its labels numbered as training's; UserError for a class of which training shows no picture."""
     own = class_names(source, folder, split)
+    assert source.labels is not None
     present = {own[label] for label in np.unique(source.labels)}
-    unknown = sorted(present - set(classes))
+    unknown = sorted(present - shown)
     if unknown:
-        raise UserError(f"The {split} split of {folder} has the class '{unknown[0]}', which the train split lacks.")
+        raise UserError(
+            f"The {split} split of {folder} has the class '{unknown[0]}', which the train split lacks."
+        )
     if own == classes[: len(own)]:
         return source
     number = np.array([classes.index(name) if name in present else -1 for name in own], np.int64)
@@ -190,12 +206,20 @@ def matched(source: Source, classes: list[str], folder: Path, split: str) -> Sou
 
 
 def split(train: Source) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " val"]]:
-    """(training, validation) indices: 20 % of each class, at least 1 where it has 2, the same for every method."""
+    """(training, validation) indices: 20 % of each class, at least 1 where it has 2, the same for every method.
+
+    Raises UserError when no class has two pictures.
+    """
     assert train.labels is not None
-    order = uniform(SPLIT_SEED, "validation split", 0, torch.arange(len(train)), 1)[:, 0].argsort(stable=True).numpy()
+    chance = uniform(SPLIT_SEED, "validation split", 0, torch.arange(len(train)), 1)[:, 0]
+    order = chance.argsort(stable=True).numpy()
     chosen: list[Sequence[int]] = []
     for label in np.unique(train.labels):
         own = order[train.labels[order] == label]
         chosen.append(own[: max(round(VALIDATION * len(own)), 1) if len(own) > 1 else 0])
     val = np.sort(np.concatenate(chosen)).astype(np.int64)
+    if not len(val):
+        raise UserError(
+            f"No class of '{train.uri}' has two pictures, so none can be set aside for validation: add a val split."
+        )
     return np.setdiff1d(np.arange(len(train)), val), val
