@@ -112,11 +112,7 @@ def run(arguments: list[str]) -> None:
     verb, options = parse(arguments)
     resolved = config.resolve(CONFIGS[verb], options)
     name = verb.replace("-", "_")
-    result = getattr(import_module(VERBS[name]), name)(resolved)
-    if resolved.json:
-        from moce.engine.files import write_json
-
-        write_json(resolved.json, result)
+    getattr(import_module(VERBS[name]), name)(resolved)
 
 
 def terminated(*_: object) -> NoReturn:

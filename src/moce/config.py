@@ -16,6 +16,8 @@ recalled but unverified, measured by us.
 import dataclasses
 import functools
 import inspect
+import math
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -25,24 +27,24 @@ from typing import Any, Literal
 
 from moce.errors import UserError, did_you_mean
 
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
-def _option(
-    default: Any, help: str, role: str, positional: bool = False, at_least: float | None = None
-) -> Any:
-    metadata = {"help": help, "role": role, "positional": positional, "at_least": at_least}
+
+def _option(default: Any, help: str, role: str, positional: bool = False, **bounds: float) -> Any:
+    metadata = {"help": help, "role": role, "positional": positional, "bounds": bounds}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def method(default: Any, help: str, at_least: float | None = None) -> Any:
-    """A field that changes the result."""
-    return _option(default, help, "method", at_least=at_least)
+def method(default: Any, help: str, **bounds: float) -> Any:
+    """A field that changes the result; bounds are at_least, above, at_most and below."""
+    return _option(default, help, "method", **bounds)
 
 
-def speed(default: Any, help: str, at_least: float | None = None) -> Any:
-    """A field that changes how fast the result comes."""
-    return _option(default, help, "speed", at_least=at_least)
+def speed(default: Any, help: str, **bounds: float) -> Any:
+    """A field that changes how fast the result comes; bounds as for `method`."""
+    return _option(default, help, "speed", **bounds)
 
 
 def given(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
@@ -59,7 +61,7 @@ def output(default: Any, help: str) -> Any:
 class Common:
     """Options of all verbs."""
 
-    seed: int = method(0, "everything random is a function of this number", at_least=0)
+    seed: int = method(0, "everything random is a function of this number", at_least=0, below=2**63)
     device: str = speed("auto", "auto, cpu, cuda or cuda:N")
     quiet: bool = output(False, "print nothing but errors")
     json: str | None = output(None, "write the result to this file as JSON")
@@ -79,9 +81,13 @@ class Training(Common):
     weight_decay: float = method(
         0.05, "AdamW's, not on biases, norms, cls, positions and gates (C)", at_least=0
     )
-    beta2: float = method(0.95, "AdamW's second moment decay; the first is 0.9 (C)", at_least=0)
-    warmup: float = method(0.05, "share of the steps over which the learning rate rises (M)", at_least=0)
-    min_crop: float = method(0.2, "smallest area of a random crop, as a share of the picture (C)", at_least=0)
+    beta2: float = method(0.95, "AdamW's second moment decay; the first is 0.9 (C)", at_least=0, below=1)
+    warmup: float = method(
+        0.05, "share of the steps over which the learning rate rises (M)", at_least=0, at_most=1
+    )
+    min_crop: float = method(
+        0.2, "smallest area of a random crop, as a share of the picture (C)", above=0, at_most=1
+    )
     flip: bool = method(True, "mirror half of the pictures (C)")
     order: Literal["global", "shards"] = method("global", "shuffle all pictures, or shards and a window")
     num_workers: int = speed(
@@ -115,7 +121,9 @@ class PretrainConfig(Training):
     decoder_depth: int = method(4, "blocks of the decoder (C: 8 for ViT-B)", at_least=1)
     decoder_width: int = method(96, "width of the decoder (C: 512 for ViT-B)", at_least=1)
     decoder_heads: int = method(3, "attention heads of the decoder (C: 16 for ViT-B)", at_least=1)
-    mask_ratio: float = method(0.75, "share of the patches that the encoder does not see (C)", at_least=0)
+    mask_ratio: float = method(
+        0.75, "share of the patches that the encoder does not see (C)", above=0, below=1
+    )
     norm_target: bool = method(True, "predict pixels normalised within each patch (C)")
 
 
@@ -131,7 +139,7 @@ class ClusterConfig(Common):
     rounding: Literal["capacity", "argmax"] = method(
         "capacity", "hard labels: at most ceil(n/m) a cluster, or the plain argmax of the plan (L)"
     )
-    eps: float = method(0.05, "entropy of the plan, on cosine scores (L: SwAV)", at_least=0)
+    eps: float = method(0.05, "entropy of the plan, on cosine scores (L: SwAV)", above=0)
     rounds: int = method(15, "rounds of plan and centroids in turn (R/L)", at_least=1)
     kmeans_iterations: int = method(25, "spherical k-means steps that the centroids start from", at_least=0)
     tolerance: float = method(1e-3, "largest error of the plan's marginals (R)", at_least=0)
@@ -158,14 +166,16 @@ class ExpertsConfig(Training):
     num_experts: int = method(8, "experts in each of these blocks (L)", at_least=2)
     top_k: int = method(1, "experts that a picture (or token) passes through (L)", at_least=1)
     balance: float = method(
-        0.01, "weight of the load balance over experts (form C, weight L; token gate: both parts)"
+        0.01, "weight of the load balance over experts (form C, weight L; token gate: both parts)", at_least=0
     )
     imbalance: float = method(
-        0.005, "weight of the loss that makes each cluster's choice sharp (R; weight M)"
+        0.005, "weight of the loss that makes each cluster's choice sharp (R; weight M)", at_least=0
     )
-    distill: float = method(1.0, "weight of the distance to the dense model's features (existence R, form L)")
+    distill: float = method(
+        1.0, "weight of the distance to the dense model's features (existence R, form L)", at_least=0
+    )
     gate_noise: float = method(
-        1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)"
+        1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)", at_least=0
     )
     gate_lr: float = method(1e-3, "learning rate of the gates, whatever the batch (M)", at_least=0)
     gate_start: Literal["fitted", "random"] = method(
@@ -205,14 +215,16 @@ class EvaluateConfig(Common):
     epochs: int = method(40, "finetune: passes over the training pictures", at_least=1)
     batch_size: int = method(64, "finetune: pictures per step", at_least=1)
     lrs: tuple[float, ...] = method(
-        (5e-4, 1e-3, 2e-3), "finetune: peak learning rates that validation chooses from"
+        (5e-4, 1e-3, 2e-3), "finetune: peak learning rates that validation chooses from", above=0
     )
     layer_decay: float = method(
-        0.75, "finetune: factor of the learning rate from block to block, downwards (C)"
+        0.75, "finetune: factor of the learning rate from block to block, downwards (C)", above=0, at_most=1
     )
-    k: tuple[int, ...] = method((1, 5, 10, 20, 50), "knn: neighbours that validation chooses from")
+    k: tuple[int, ...] = method(
+        (1, 5, 10, 20, 50), "knn: neighbours that validation chooses from", at_least=1
+    )
     temperature: tuple[float, ...] = method(
-        (0.03, 0.07, 0.2), "knn: temperatures that validation chooses from"
+        (0.03, 0.07, 0.2), "knn: temperatures that validation chooses from", above=0
     )
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
@@ -267,6 +279,8 @@ def _checked(value: Any, field: dataclasses.Field, owner: type) -> Any:
             value = [part for part in value.split(",") if part.strip()]
         if not isinstance(value, (list, tuple)):
             value = [value]
+        if not value:
+            raise UserError(f"{spelled} needs at least one value.")
         return tuple(_converted(v, element, spelled, field) for v in value)
     return _converted(value, element, spelled, field)
 
@@ -289,9 +303,11 @@ def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field)
     except (TypeError, ValueError):
         noun = {int: "a whole number", float: "a number", str: "a text"}[element]
         raise UserError(f"{spelled} must be {noun}, not '{value}'.") from None
-    least = field.metadata["at_least"]
-    if least is not None and not result >= least:
-        raise UserError(f"{spelled} must be at least {least}, not {value}.")
+    if element is float and not math.isfinite(result):
+        raise UserError(f"{spelled} must be a finite number, not {value}.")
+    for name, bound in field.metadata["bounds"].items():
+        if not BOUNDS[name](result, bound):
+            raise UserError(f"{spelled} must be {name.replace('_', ' ')} {bound}, not {value}.")
     return result
 
 
@@ -340,15 +356,25 @@ def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., A
     def wrap(stage: Callable[[Any], Any]) -> Callable[..., Any]:
         positional = [f.name for f in fields(config_class) if f.metadata["positional"]]
 
+        def run(config: Any) -> Any:
+            if config.json is None:
+                return stage(config)
+            from moce.engine.files import require_writable, write_json
+
+            require_writable(config.json)
+            result = stage(config)
+            write_json(config.json, result)
+            return result
+
         @functools.wraps(stage)
         def public(*args: Any, **options: Any) -> Any:
             if len(args) == 1 and not options and isinstance(args[0], config_class):
-                return stage(args[0])
+                return run(args[0])
             if len(args) > len(positional):
                 raise TypeError(
                     f"{stage.__name__} takes {len(positional)} positional arguments, not {len(args)}"
                 )
-            return stage(resolve(config_class, {**dict(zip(positional, args, strict=False)), **options}))
+            return run(resolve(config_class, {**dict(zip(positional, args, strict=False)), **options}))
 
         arguments = [
             inspect.Parameter(

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and what identifies them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from moce.errors import UserError
 
@@ -32,20 +35,41 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (28, 122):  # no space left, quota exceeded
-            raise UserError(
-                f"Cannot write {path}: the disk is full; free some space and run again."
-            ) from None
+    except (OSError, SafetensorError) as error:
+        # No space left, quota exceeded, file too large; safetensors has the number in its text alone.
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if any(number == getattr(error, "errno", None) or f"os error {number})" in str(error) for number in full):
+            raise UserError(f"Cannot write {path}: the disk is full; free some space and run again.") from None
+        if isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError):
+            raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def drop_leftovers(folder: Path) -> None:
+    """Remove temporary files that a killed process left in a run folder; the folder's lock must be held."""
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """UserError when a file could not be written at `path`; asked before the work whose result it will hold."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"Cannot write {path}: it is a folder; name a file.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(
+            f"Cannot write {path}: {above} is no folder that can be written to; choose another place."
+        )
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with write_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: str | Path) -> Any:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from moce import __version__
 from moce.config import changed_method_options
-from moce.engine.files import read_json, require_space, write_json
+from moce.engine.files import drop_leftovers, read_json, require_space, write_json, write_whole
 from moce.errors import UserError
 
 CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
@@ -143,7 +143,8 @@ class Run:
                     kept.append(text)
             except (ValueError, KeyError):
                 continue  # the last line of a killed process may be cut off
-        path.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+        with write_whole(path) as temporary:
+            temporary.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Mark the run as finished with what it returns."""
@@ -168,15 +169,15 @@ def open_run(
     path, inputs = Path(out), dict(inputs or {})
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file; name a folder.")
-    foreign = path.is_dir() and any(path.iterdir()) and not (path / CONFIG).is_file()
-    if foreign and not {p.name for p in path.iterdir()} <= {LOCK}:
+    own = (LOCK, ".part")  # what a run that was killed right at its start may leave
+    foreign = path.is_dir() and [p for p in path.iterdir() if not p.name.endswith(own)]
+    if foreign and not (path / CONFIG).is_file():
         raise UserError(f"--out {path} is not empty and holds no run; name an empty or new folder.")
     earlier = read_run(path, verb) if (path / CONFIG).is_file() else None
     if earlier is not None and not config.overwrite:
         changed = changed_method_options(earlier.config, config)
-        changed += [
-            f"the {name} differ" for name, value in inputs.items() if earlier.inputs.get(name, value) != value
-        ]
+        names = sorted(earlier.inputs.keys() | inputs.keys())
+        changed += [f"the {name} differ" for name in names if earlier.inputs.get(name) != inputs.get(name)]
         if changed:
             raise UserError(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "
@@ -188,11 +189,13 @@ def open_run(
         run.acquire()
     except OSError as error:
         raise UserError(f"Cannot write to --out {path}: {error.strerror}; choose another place.") from None
+    drop_leftovers(path)
     require_space(path, LEAST_SPACE)
     if earlier is not None and config.overwrite:
-        for item in path.iterdir():
-            if item.name != LOCK:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        # Last of all the config, without which the folder would be nobody's if this were interrupted.
+        items = [item for item in path.iterdir() if item.name != LOCK]
+        for item in sorted(items, key=lambda item: (item.name == CONFIG, item.name != RESULT)):
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
     if earlier is None or config.overwrite:
         described = describe(verb, config, inputs)
         write_json(path / CONFIG, {**beside, "moce": described} if beside is not None else described)
