@@ -194,14 +194,14 @@ def test_more_clusters_than_pictures(command, tmp_path: Path, small_runs) -> Non
 def test_clusters_of_other_pictures_or_of_another_encoder(
     command, tmp_path: Path, small_runs, tiny_folder: Path
 ) -> None:
-    command = ["train-experts", small_runs.mae, small_runs.clusters, "--out", tmp_path / "out"]
-    refused(command(*command, "--images", tiny_folder), "other pictures")
+    line = ["train-experts", small_runs.mae, small_runs.clusters, "--out", tmp_path / "out"]
+    refused(command(*line, "--images", tiny_folder), "other pictures")
     other = command(
         "pretrain", "--images", small_runs.images, "--out", tmp_path / "mae", *DEBUG, "--seed", "7"
     )
     assert other.code == 0, other.stderr
-    command[1] = tmp_path / "mae"
-    refused(command(*command, "--images", small_runs.images), "another encoder")
+    line[1] = tmp_path / "mae"
+    refused(command(*line, "--images", small_runs.images), "another encoder")
     assert not (tmp_path / "out").exists()
 
 

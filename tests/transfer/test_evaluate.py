@@ -116,6 +116,15 @@ def test_features_are_extracted_once(model: Path, task: Path, monkeypatch: pytes
     assert sum(calls) == 42
 
 
+def test_several_protocols_share_one_call(model: Path, task: Path) -> None:
+    both = moce.evaluate(str(model), task=str(task), protocol="knn,linear", num_workers=0, quiet=True)
+    assert isinstance(both, list)
+    assert [result["protocol"] for result in both] == ["knn", "linear"]
+    for result in both:
+        alone = run(model, task, result["protocol"])
+        assert (alone["value"], alone["settings"]) == (result["value"], result["settings"])
+
+
 def test_a_validation_split_on_disk_is_used(model: Path, task: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / split).symlink_to(task / split)

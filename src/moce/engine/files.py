@@ -38,8 +38,12 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         # No space left, quota exceeded, file too large; safetensors has the number in its text alone.
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if any(number == getattr(error, "errno", None) or f"os error {number})" in str(error) for number in full):
-            raise UserError(f"Cannot write {path}: the disk is full; free some space and run again.") from None
+        if any(
+            number == getattr(error, "errno", None) or f"os error {number})" in str(error) for number in full
+        ):
+            raise UserError(
+                f"Cannot write {path}: the disk is full; free some space and run again."
+            ) from None
         if isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError):
             raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
         raise

@@ -41,6 +41,9 @@ class Objective(Protocol):
     def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
         """The fields of a metrics line, from the averaged logs."""
 
+    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
+        """A warning about this metrics line, if there is one to be given."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -126,8 +129,9 @@ def train(
 
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
+    devices = [device.index or 0] if device.type == "cuda" else 1
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says its precision itself
-    fabric = Fabric(accelerator=device.type, devices=1, precision="bf16-mixed" if bf16 else "32-true")
+    fabric = Fabric(accelerator=device.type, devices=devices, precision="bf16-mixed" if bf16 else "32-true")
     objective.to(device)
     groups = objective.parameter_groups(config)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
@@ -177,7 +181,7 @@ def train(
             due |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
             due |= interruption.signal is not None
             if step % config.log_steps == 0 or step == plan.num_steps or due:
-                require_finite(sums, step, run)
+                require_finite(sums, objective.trained, step, run)
             if step % config.log_steps == 0 or step == plan.num_steps:
                 now = time.monotonic()
                 speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
@@ -190,6 +194,8 @@ def train(
                 }
                 line |= {"utilisation": speed * flops / peak, **objective.describe(means)}
                 run.metrics(line)
+                if warning := objective.watch(line, step / plan.num_steps):
+                    say(warning, config.quiet)
                 bar.note = f"loss {line['loss']:.4f}"
                 sums, line_started, line_first = {}, now, step
             if due and (step < plan.num_steps or interruption.signal is not None):
@@ -219,11 +225,15 @@ def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
     return {n: (s / count).tolist() for n, s in sums.items() if n != "count"}
 
 
-def require_finite(sums: dict[str, Tensor], step: int, run: Run) -> None:
-    """UserError when the loss has left the numbers since the last check."""
-    if not math.isfinite(float(sums.get("loss", torch.zeros(())))):
+@torch.no_grad()
+def require_finite(sums: dict[str, Tensor], module: nn.Module, step: int, run: Run) -> None:
+    """UserError when loss or weights have left the numbers since the last check; asked before they are saved."""
+    norms = torch._foreach_norm([p for p in module.parameters() if p.requires_grad])
+    total = torch.stack([*norms, sums.get("loss", norms[0])]).sum()
+    if not math.isfinite(total.item()):
         kept = checkpoints(run.path)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
         raise UserError(
-            f"The loss is not finite at step {step}: {where}; lower --base-lr or take --precision fp32."
+            f"The loss is not finite at step {step}: {where}; take a lower --base-lr, or --precision fp32, and another "
+            "--out."
         )

@@ -225,8 +225,9 @@ def _load(dataset: Dataset, items: range, num_workers: int) -> Iterator[Any]:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; it is the main one's to answer."""
+    """Ctrl-C and SIGTERM reach every process of a group; they are the main one's to answer, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Excused(Dataset):

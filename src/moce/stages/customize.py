@@ -30,12 +30,13 @@ from moce.engine.files import write_whole
 from moce.engine.progress import say, track
 from moce.engine.runs import open_run, read_run
 from moce.errors import UserError, did_you_mean
-from moce.images.loader import centred_batches
+from moce.images.loader import centred_batches, survey
 from moce.images.sources import Source, open_images
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import build_encoder
 from moce.model.experts import ClusterGate, ExpertAutoencoder
 from moce.model.weights import fingerprint, load_model
+from moce.stages.feed import list_unreadable
 
 STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K")
 CLUSTERS_FILE = "clusters.safetensors"
@@ -308,6 +309,7 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     if source is not None and not needs_pictures:
         say(f"--strategy {config.strategy} does not look at --images", config.quiet)
         source = None
+    unreadable = survey(source, config.quiet).unreadable if source else []
     inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
     looking = {"batch_size": config.batch_size, "num_workers": num_workers_of(config.num_workers)}
     vit, choice, votes = customised(
@@ -323,12 +325,15 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
             say(f"{run.path} is finished; --overwrite makes it again", config.quiet)
             return run.result()
         run.write_json("choice.json", choice)
+        if source:
+            list_unreadable(run.path, source, unreadable, config.quiet)
         with write_whole(run.path / "model.safetensors") as temporary:
             save_file(
                 {n: t.contiguous() for n, t in vit.state_dict().items()}, temporary, metadata={"format": "pt"}
             )
         tell(choice, votes, run.path, config.quiet)
         result = {"verb": "customize", "method": "MoCE", "out": str(run.path), **choice}
+        result["unreadable"] = len(unreadable)
         result["parameters"] = sum(p.numel() for p in vit.parameters())
         return run.finish({**result, "fingerprint": fingerprint(vit), "seed": config.seed})
 

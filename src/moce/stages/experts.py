@@ -7,7 +7,6 @@
 All three start from the dense model and see the same pictures, crops and masks in the same order.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moce.config import ExpertsConfig, Training, verb
-from moce.engine.files import sha256_of
+from moce.engine.devices import pick_device
+from moce.engine.files import sha256_of, write_whole
 from moce.engine.progress import say
 from moce.engine.randomness import normal
 from moce.engine.runs import Run, open_run, read_run
@@ -82,6 +82,7 @@ class ExpertsObjective(nn.Module):
         self.trained, self.config = model, config
         self.teacher = dense.requires_grad_(False) if config.distill else None
         self.layers = model.expert_shape.layers if isinstance(model, ExpertAutoencoder) else ()
+        self._warned = False
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and what the gates did."""
@@ -184,19 +185,32 @@ class ExpertsObjective(nn.Module):
         return 3 * self.trained.flops_per_image()
 
     def describe(self, logged: dict[str, Any]) -> dict[str, Any]:
-        """Scalars as they are; statistics of the gates under `layers`, by block."""
-        line = {n: v for n, v in logged.items() if "." not in n}
+        """Scalars as they are; what the gates did in `layers`, by block, and over all of them at the top."""
+        line = {"distill": 0.0, **{n: v for n, v in logged.items() if "." not in n}}
         layers: dict[str, dict[str, Any]] = {}
         for layer in self.layers:
             own = {n.split(".")[1]: v for n, v in logged.items() if n.startswith(f"{layer}.")}
             own["dead"] = sum(share < 1 / (4 * len(own["load"])) for share in own["load"])
-            layers[str(layer)] = own
+            layers[str(layer)] = {**own, "distill": line["distill"]}
         if layers:
-            for name in ("max_gate", "agreement"):
+            for name in ("max_gate", "agreement", "balance", "imbalance"):
                 line[name] = float(np.mean([own[name] for own in layers.values()]))
             line["dead"] = sum(own["dead"] for own in layers.values())
+            line["load"] = [own["load"] for own in layers.values()]
             line["layers"] = layers
         return line
+
+    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
+        """A warning where the gates are not sure of their choice although `SURE_BY` of training is over."""
+        if self._warned or share_done < SURE_BY or self.config.gate != "cluster":
+            return None
+        self._warned = True  # looked at once
+        if line["max_gate"] >= SURE:
+            return None
+        return (
+            f"warning: after {share_done:.0%} of training the mean largest gate is {line['max_gate']:.2f}, below "
+            f"{SURE}: which expert a cluster gets is partly noise; raise --gate-lr or --imbalance, or take --gate-start fitted"
+        )
 
 
 def fit_gates(
@@ -272,7 +286,12 @@ def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str
         raise UserError(
             f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`."
         )
-    labels = torch.from_numpy(np.load(info.path / "labels.npy"))
+    try:
+        labels = torch.from_numpy(np.load(info.path / "labels.npy"))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{info.path / 'labels.npy'} cannot be read ({error}); run `moce cluster` again."
+        ) from None
     unreadable = (labels < 0).nonzero().flatten().tolist()
     return Clusters(assigner, labels[readable_substitute(unreadable, len(labels))], info.path)
 
@@ -316,6 +335,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
 
     Returns the run's result: method, loss terms, gates, seconds, images_per_second, parameters, active_parameters, ...
     """
+    pick_device(config.device)  # says so before anything is written
     dense_run = read_run(config.mae, "pretrain")
     dense_run.result()
     dense, header = load_model(dense_run.path)
@@ -341,7 +361,6 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         objective = ExpertsObjective(model, dense, config)
         method = METHODS[config.gate]
         result = train(run, objective, labelled.batches, feed.plan, config, f"train-experts ({method})")
-        list_unreadable(run.path, source, feed.unreadable, config.quiet)
         about = {
             **header["about"],
             "method": method,
@@ -351,8 +370,8 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         leave_clusters(run, clusters)
         if isinstance(model, ExpertAutoencoder) and config.gate == "cluster":
             run.write_json("routing.json", routing_table(model))
-            warn_unsure(run, config)
         save_model(run.path / "model.safetensors", model, {**about, "seed": config.seed})
+        list_unreadable(run.path, source, feed.unreadable, config.quiet)
         return run.finish(
             {
                 "verb": "train-experts",
@@ -372,21 +391,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
 
 def leave_clusters(run: Run, clusters: Clusters) -> None:
     """Copy the assigner and the small pictures of the clusters, so that the run needs no earlier folder."""
-    shutil.copyfile(clusters.folder / CLUSTERS_FILE, run.path / CLUSTERS_FILE)
-    for name in ("clusters.json", "thumbs/thumbs.safetensors"):
+    for name in (CLUSTERS_FILE, "clusters.json", "thumbs/thumbs.safetensors"):
         if (clusters.folder / name).is_file():
-            (run.path / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(clusters.folder / name, run.path / name)
-
-
-def warn_unsure(run: Run, config: ExpertsConfig) -> None:
-    """Say so where the gates were not sure of their choice early enough."""
-    lines = [json.loads(t) for t in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    early = [line for line in lines if line["step"] <= max(SURE_BY * lines[-1]["step"], lines[0]["step"])]
-    if early and early[-1]["max_gate"] < SURE:
-        say(
-            f"warning: after {SURE_BY:.0%} of training the mean largest gate was {early[-1]['max_gate']:.2f}, below "
-            f"{SURE}: which expert a cluster gets was partly noise; raise --gate-lr or --imbalance, or take "
-            "--gate-start fitted",
-            config.quiet,
-        )
+            with write_whole(run.path / name) as temporary:
+                shutil.copyfile(clusters.folder / name, temporary)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moce.config import Training
 from moce.engine.devices import num_workers_of
+from moce.engine.files import write_whole
 from moce.engine.progress import say
 from moce.engine.randomness import uniform
 from moce.engine.trainer import Plan
@@ -73,7 +74,8 @@ def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet:
     names = [f"{i}\t{source.name(i)}\n" for i in sorted(indices)]
     if not names:
         return
-    (folder / "unreadable.txt").write_text("".join(names), encoding="utf-8")
+    with write_whole(folder / "unreadable.txt") as temporary:
+        temporary.write_text("".join(names), encoding="utf-8", errors="backslashreplace")
     say(
         f"{len(names)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them",
         quiet,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moce.config import PretrainConfig, Training, verb
+from moce.engine.devices import pick_device
 from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
 from moce.engine.trainer import parameter_groups, train
@@ -46,6 +47,10 @@ class DenseObjective(nn.Module):
     def describe(self, logged: dict[str, Any]) -> dict[str, Any]:
         """Nothing beyond the loss."""
         return logged
+
+    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
+        """There is nothing to warn of."""
+        return None
 
 
 def new_model(config: PretrainConfig) -> MaskedAutoencoder:
@@ -87,6 +92,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     Returns the run's result: loss, steps, images, seconds, images_per_second, parameters, flops_per_image, ...
     """
+    if config.channels not in (1, 3):
+        raise UserError(f"--channels {config.channels} is not supported yet: pictures have 1 or 3 channels.")
+    pick_device(config.device)  # says so before anything is written
     model = new_model(config)
     inputs = {}
     if config.init:
@@ -101,10 +109,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         feed = open_feed(source, checked, model.shape.image_size, config)
         objective = DenseObjective(model, config)
         result = train(run, objective, feed.batches, feed.plan, config, "pretrain")
-        list_unreadable(run.path, source, feed.unreadable, config.quiet)
         mean, std = normalisation(config.channels)
         about = {"method": "MAE", "mean": mean, "std": std, "images": inputs["images"], "seed": config.seed}
         save_model(run.path / "model.safetensors", model, about)
+        list_unreadable(run.path, source, feed.unreadable, config.quiet)
         return run.finish(
             {
                 "verb": "pretrain",

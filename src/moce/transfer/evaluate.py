@@ -10,6 +10,7 @@ from moce.engine.devices import peak_rss_bytes, pick_device
 from moce.engine.progress import say, track
 from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
+from moce.images.loader import survey
 from moce.images.tasks import Task, open_tasks, split
 from moce.transfer.encoder import Encoder, load_encoder
 from moce.transfer.finetune import Recipe, finetune
@@ -24,37 +25,47 @@ LATER = ("detect", "segment")
 
 @verb(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
-    """Measure a model on a task, or on all of them (`task="all"`), by one protocol.
+    """Measure a model on a task, or on all of them (`task="all"`), by a protocol, or several ("knn,linear").
 
-    Returns what `--json` writes: the result of the task, or a list of results. Raises UserError for a model, task or
-    protocol that is not there, and for pictures without labels.
+    Returns what `--json` writes: the result, or a list of results where there are several tasks or protocols; those of
+    a task share its features. Raises UserError for a model, task or protocol that is not there, and for pictures
+    without labels.
     """
-    check_protocol(config.protocol)
+    protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
     tasks = open_tasks(config.task, config.data_root)
-    results = []
+    results: list[dict[str, Any]] = []
     for task in tasks:
-        results.append(evaluate_task(task, config, device))
-        say(table(results[-1:], header=len(results) == 1), config.quiet)
-    if len(results) > 1:
-        mean = sum(result["value"] for result in results) / len(results)
-        say(f"{'mean of ' + str(len(results)) + ' tasks':<31}{mean:8.4f}", config.quiet)
-    return results if config.task == "all" else results[0]
+        encoder = load_encoder(config.model, device, task.train, config.num_workers, config.quiet)
+        if unreadable := num_unreadable(task, config.quiet):
+            say(f"{unreadable} pictures of {task.name} cannot be read and are left out", config.quiet)
+        for protocol in protocols:
+            results.append(evaluate_task(task, encoder, protocol, config, device))
+            say(table(results[-1:], header=len(results) == 1), config.quiet)
+    for protocol in protocols:
+        if len(tasks) > 1:
+            mean = sum(r["value"] for r in results if r["protocol"] == protocol) / len(tasks)
+            say(f"{f'mean of {len(tasks)} tasks':<31}{mean:8.4f}  {protocol}", config.quiet)
+    return results if config.task == "all" or len(protocols) > 1 else results[0]
 
 
-def check_protocol(protocol: str) -> None:
-    """UserError for a protocol that is not there."""
-    if protocol in LATER:
-        raise UserError(f"--protocol {protocol} is not there yet; choose one of {', '.join(PROTOCOLS)}.")
-    if protocol not in PROTOCOLS:
-        hint = did_you_mean(protocol, PROTOCOLS + LATER)
-        raise UserError(f"There is no protocol '{protocol}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
+def protocols_of(option: str) -> list[str]:
+    """The protocols named in `--protocol`; UserError for one that is not there."""
+    protocols = [name.strip() for name in option.split(",")]
+    for name in protocols:
+        if name in LATER:
+            raise UserError(f"--protocol {name} is not there yet; choose one of {', '.join(PROTOCOLS)}.")
+        if name not in PROTOCOLS:
+            hint = did_you_mean(name, PROTOCOLS + LATER)
+            raise UserError(f"There is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
+    return protocols
 
 
-def evaluate_task(task: Task, config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
-    """The result of one task, as JSON."""
+def evaluate_task(
+    task: Task, encoder: Encoder, protocol: str, config: EvaluateConfig, device: torch.device
+) -> dict[str, Any]:
+    """The result of one task by one protocol, as JSON."""
     start = time.perf_counter()
-    encoder = load_encoder(config.model, device, task.train, config.num_workers, config.quiet)
     pool = task.train if task.val is None else Joined([task.train, task.val])
     if task.val is None:
         train_rows, val_rows = (torch.as_tensor(rows) for rows in split(task.train))
@@ -63,27 +74,26 @@ def evaluate_task(task: Task, config: EvaluateConfig, device: torch.device) -> d
     pictures, test = (
         Pictures(source, encoder, device, config.num_workers, config.quiet) for source in (pool, task.test)
     )
-    if config.protocol == "finetune":
+    if protocol == "finetune":
         outcome = tuned(task, encoder, pictures, train_rows, val_rows, test, config, device)
         counts = {"num_train": len(train_rows), "num_val": len(val_rows)}
     else:
-        train_data, val_data, test_data = (
-            labelled(p, rows) for p, rows in ((pictures, train_rows), (pictures, val_rows), (test, None))
-        )
-        outcome = probed(task, train_data, val_data, test_data, config)
-        counts = {"num_train": len(train_data.labels), "num_val": len(val_data.labels)}
+        train, val, tested = labelled(pictures, train_rows), labelled(pictures, val_rows), labelled(test)
+        outcome = probed(task, protocol, train, val, tested, config)
+        counts = {"num_train": len(train.labels), "num_val": len(val.labels)}
     return {
         "schema": SCHEMA,
         "model": config.model,
         "model_fingerprint": encoder.fingerprint,
         "method": encoder.method,
         "task": task.name,
-        "protocol": config.protocol,
+        "protocol": protocol,
         "metric": task.metric,
         "value": score(task.metric, outcome.predictions, outcome.labels, task.num_classes),
         "per_class": listed(per_class(outcome.predictions, outcome.labels, task.num_classes)),
         **counts,
         "num_test": len(outcome.labels),
+        "unreadable": num_unreadable(task, config.quiet),
         "seed": config.seed,
         "settings": {
             **outcome.settings,
@@ -99,6 +109,12 @@ def evaluate_task(task: Task, config: EvaluateConfig, device: torch.device) -> d
     }
 
 
+def num_unreadable(task: Task, quiet: bool) -> int:
+    """Broken pictures of all splits; UserError when they are more than 5 % of one."""
+    splits = [source for source in (task.train, task.val, task.test) if source is not None]
+    return sum(len(survey(source, quiet).unreadable) for source in splits)
+
+
 def labelled(pictures: Pictures, rows: torch.Tensor | None = None) -> Labelled:
     """Features and labels of the readable ones among `rows`, or of all pictures."""
     vectors, readable = pictures.features()
@@ -108,10 +124,12 @@ def labelled(pictures: Pictures, rows: torch.Tensor | None = None) -> Labelled:
     return Labelled(vectors, pictures.labels[readable])
 
 
-def probed(task: Task, train: Labelled, val: Labelled, test: Labelled, config: EvaluateConfig) -> Outcome:
+def probed(
+    task: Task, protocol: str, train: Labelled, val: Labelled, test: Labelled, config: EvaluateConfig
+) -> Outcome:
     """A probe on frozen features."""
     chosen_by = scorer(task.metric, task.num_classes)
-    if config.protocol == "knn":
+    if protocol == "knn":
         return knn(train, val, test, task.num_classes, chosen_by, config.k, config.temperature)
     with track(len(INVERSE_L2) + 2, f"linear probe on {task.name}", "fits", config.quiet) as bar:
         return linear(train, val, test, task.num_classes, chosen_by, tick=bar.advance)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from moce.transfer.metrics import Score
 
-INVERSE_L2 = tuple(10 ** (half / 2) for half in range(-10, 3))  # 1e-5 ... 10, two a decade
+INVERSE_L2 = tuple(10 ** (half / 2) for half in range(-8, 5))  # 1e-4 ... 100, two a decade
 
 
 class Labelled(NamedTuple):
