@@ -84,20 +84,10 @@ def main() -> None:
         trainings.append(
             (["train-experts", mae, clusters, *pictures, *options], runs / "json" / f"{name}.json")
         )
-    for protocol in PROTOCOLS:
-        for name in METHODS.values():
-            task = [
-                "--task",
-                "all",
-                "--data-root",
-                given.data_root,
-                "--protocol",
-                protocol,
-                "--seed",
-                given.seed,
-            ]
-            result = runs / "json" / f"{name}-{protocol}.json"
-            evaluations.append((["evaluate", str(runs / name), *task], result))
+    for name in METHODS.values():
+        task = ["--task", "all", "--data-root", given.data_root, "--protocol", ",".join(PROTOCOLS)]
+        command = ["evaluate", str(runs / name), *task, "--seed", given.seed]
+        evaluations.append((command, runs / "json" / f"{name}-evaluation.json"))
     with ThreadPoolExecutor(given.jobs) as pool:
         for group in (trainings, evaluations):
             costs += pool.map(lambda job: run(*job, threads), group)

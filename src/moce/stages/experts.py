@@ -209,7 +209,8 @@ class ExpertsObjective(nn.Module):
             return None
         return (
             f"warning: after {share_done:.0%} of training the mean largest gate is {line['max_gate']:.2f}, below "
-            f"{SURE}: which expert a cluster gets is partly noise; raise --gate-lr or --imbalance, or take --gate-start fitted"
+            f"{SURE}: which expert a cluster gets is partly noise; raise --gate-lr or --imbalance, or take "
+            "--gate-start fitted"
         )
 
 
