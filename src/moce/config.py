@@ -30,8 +30,10 @@ from moce.errors import UserError, did_you_mean
 BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def _option(default: Any, help: str, role: str, positional: bool = False, **bounds: float) -> Any:
-    metadata = {"help": help, "role": role, "positional": positional, "bounds": bounds}
+def _option(
+    default: Any, help: str, role: str, bounds: dict[str, float] | None = None, positional: bool = False
+) -> Any:
+    metadata = {"help": help, "role": role, "positional": positional, "bounds": bounds or {}}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -39,17 +41,17 @@ def _option(default: Any, help: str, role: str, positional: bool = False, **boun
 
 def method(default: Any, help: str, **bounds: float) -> Any:
     """A field that changes the result; bounds are at_least, above, at_most and below."""
-    return _option(default, help, "method", **bounds)
+    return _option(default, help, "method", bounds)
 
 
 def speed(default: Any, help: str, **bounds: float) -> Any:
     """A field that changes how fast the result comes; bounds as for `method`."""
-    return _option(default, help, "speed", **bounds)
+    return _option(default, help, "speed", bounds)
 
 
 def given(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
     """A field that names an input."""
-    return _option(default, help, "input", positional)
+    return _option(default, help, "input", positional=positional)
 
 
 def output(default: Any, help: str) -> Any:
