@@ -11,6 +11,7 @@ import moce
 from moce.engine.files import write_json
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD
+from moce.images.reading import forget
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import save_model
 from moce.transfer import pictures
@@ -162,7 +163,11 @@ def test_pictures_that_cannot_be_read_are_left_out(model: Path, task: Path, tmp_
 
     shutil.copytree(task, tmp_path / "task")
     (tmp_path / "task" / "train" / "blue" / "3.png").write_bytes(b"no picture")
-    (tmp_path / "task" / "test" / "red" / "0.png").write_bytes(b"no picture")
     for protocol, options in (("linear", {}), ("finetune", {"epochs": 1, "batch_size": 8, "lrs": (1e-3,)})):
         result = run(model, tmp_path / "task", protocol, **options)
-        assert result["num_test"] == 11
+        assert result["unreadable"] == 1
+    assert result["num_test"] == 12
+    (tmp_path / "task" / "test" / "red" / "0.png").write_bytes(b"no picture")  # 1 of 12: too many
+    forget()
+    with pytest.raises(UserError, match="cannot be read"):
+        run(model, tmp_path / "task", "knn")
