@@ -139,7 +139,7 @@ class CommandLine(Protocol):
         *arguments: object,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        timeout: float = 120,
+        timeout: float = 280,
     ) -> Finished: ...
 
 
@@ -154,7 +154,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     home = tmp_path_factory.mktemp("cli")
 
     def run(
-        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 280
     ) -> Finished:
         done = subprocess.run(
             [*command, *map(str, arguments)],

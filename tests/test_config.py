@@ -45,7 +45,10 @@ def test_lists_and_switches_of_the_command_line() -> None:
         ({"base_lr": "fast"}, "--base-lr must be a number"),
         ({"order": "globl"}, "Did you mean 'global'"),
         ({"epoch": 3}, "Did you mean 'epochs'"),
-        ({"mask_ratio": -0.5}, "at least 0"),
+        ({"mask_ratio": -0.5}, "--mask-ratio must be above 0"),
+        ({"beta2": 1}, "--beta2 must be below 1"),
+        ({"base_lr": float("nan")}, "finite"),
+        ({"seed": 2**63}, "--seed must be below"),
     ],
 )
 def test_values_that_do_not_fit(options: dict, words: str) -> None:

@@ -48,7 +48,8 @@ def interrupt_after(process: subprocess.Popen, run: Path, step: int, number: int
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, number)
-    return process.wait(timeout=60)
+    process.communicate(timeout=60)
+    return process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -119,4 +120,4 @@ def test_one_process_per_folder(tmp_path: Path, cli) -> None:
         assert second.code == 2 and "Another process is working" in second.stderr
     finally:
         first.kill()
-        first.wait()
+        first.communicate()

@@ -243,7 +243,7 @@ def test_one_cluster_is_refused(dense: Path, tmp_path: Path) -> None:
 
 
 def test_eps_zero_is_refused(dense: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--eps must be larger than 0"):
+    with pytest.raises(UserError, match="--eps must be above 0"):
         cluster(dense, tmp_path / "out", eps=0)
 
 

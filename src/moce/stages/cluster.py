@@ -89,8 +89,6 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
     Returns the content of clusters.json (num_images, num_clusters, marginal_error, sizes, moved, nmi, purity, ...),
     with verb, out and seed.
     """
-    if config.eps <= 0:
-        raise UserError(f"--eps must be larger than 0, not {config.eps}.")
     device = pick_device(config.device)
     dense_run = read_run(config.enc, "pretrain")
     dense_run.result()
