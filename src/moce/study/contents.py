@@ -128,6 +128,9 @@ def gather(paths: tuple[str, ...]) -> Contents:
         else:
             raise UserError(f"{item.path} is a file of a run; name the folder of the run instead.")
     contents.runs.sort(key=lambda run: ORDER.index(run.method))
+    order = [str(run.info.path) for run in contents.runs]
+    for clusters in contents.cluster_sets:
+        clusters.where.sort(key=order.index)
     for number, run in enumerate(run for run in contents.runs if run.info.verb != "cluster"):
         run.colour = number
     sources = {run.result.get("fingerprint"): run for run in contents.of("train-experts") if run.result}
