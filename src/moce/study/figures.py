@@ -24,7 +24,7 @@ from moce.model.autoencoder import MaskedAutoencoder
 
 NUM_COLOURS = 8
 WIDE, HIGH = 520, 240  # pixels of a chart, as it is drawn
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 42  # around the plot
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 12, 42  # around the plot
 MOST_POINTS = 240  # of a line; more are averaged
 GAP = 2  # pixels between pictures of a sheet
 PIXEL_BUDGET = 10_000_000  # of all pictures on a page: about 5 MB of photographs
@@ -92,7 +92,7 @@ class Plot:
             self.high - TOP - BOTTOM
         )
 
-    def path(self, xs: Sequence[float], ys: Sequence[float]) -> str:
+    def path(self, xs: Sequence[float] | np.ndarray, ys: Sequence[float] | np.ndarray) -> str:
         """'12.0,30.5 13.0,29.9 ...' of a line."""
         return " ".join("{:.1f},{:.1f}".format(*self.place(x, y)) for x, y in zip(xs, ys, strict=True))
 
@@ -254,7 +254,7 @@ def reconstructions(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
-) -> list[UInt8[Tensor, "images channels height width"]]:
+) -> list[UInt8[Tensor, "images channels rows columns"]]:
     """[the pictures, what the model saw of them, what it made of that], uint8 at the model's size.
 
     The mask is a function of seed and picture. A hidden patch that was not shown is grey.
