@@ -27,7 +27,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     """Write named tensors and a JSON header as safetensors, whole or not at all."""
     content = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     with write_whole(path) as temporary:
-        save_file(content, temporary, metadata={HEADER: json.dumps(dict(header)), "format": "pt"})
+        # One entry: safetensors writes several in an order that differs from process to process.
+        save_file(content, temporary, metadata={HEADER: json.dumps(dict(header))})
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
