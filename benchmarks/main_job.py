@@ -97,6 +97,7 @@ def main() -> None:
         "machine": {"cores": os.cpu_count(), "jobs": given.jobs},
         "clusters": json.loads((runs / "json" / "clusters.json").read_text()),
         "training": {n: json.loads((runs / "json" / f"{n}.json").read_text()) for n in METHODS.values()},
+        "curves": {n: curve(runs / n / "metrics.jsonl") for n in METHODS.values()},
         "evaluations": [e for _, path in evaluations for e in json.loads(path.read_text())],
     }
     for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(content))):
@@ -105,6 +106,21 @@ def main() -> None:
         Path(given.out + suffix).write_text(text + "\n", encoding="utf-8")
         if suffix == ".md":
             print(text)
+
+
+def curve(path: Path, passes: tuple[float, ...] = (0.1, 0.5, 1, 2, 5, 10, 20)) -> list[dict[str, float]]:
+    """The metrics lines at these passes over the pictures: reconstruction error, and the loss as a whole."""
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    found = [next((line for line in lines if line["epoch"] >= wanted), None) for wanted in passes]
+    return [
+        {
+            "epoch": line["epoch"],
+            "reconstruction": line.get("reconstruction", line["loss"]),
+            "loss": line["loss"],
+        }
+        for line in found
+        if line is not None
+    ]
 
 
 def table(content: dict[str, Any]) -> str:

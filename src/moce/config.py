@@ -105,6 +105,7 @@ class Training(Common):
     checkpoint_minutes: float = speed(5.0, "time between checkpoints", at_least=0)
     checkpoint_steps: int = speed(0, "steps between checkpoints; 0: by time alone", at_least=0)
     log_steps: int = speed(20, "steps between lines of metrics.jsonl", at_least=1)
+    wandb: str | None = output(None, "also draw the metrics in this project of Weights & Biases")
 
 
 @dataclass(frozen=True, kw_only=True)

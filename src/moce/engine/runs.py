@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from moce import __version__
 from moce.config import changed_method_options
+from moce.engine.boards import Boards
 from moce.engine.files import drop_leftovers, read_json, require_space, write_json, write_whole
 from moce.errors import UserError
 
@@ -83,7 +84,7 @@ class Run:
         self.started = time.monotonic()
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
-        self._board: Any = None
+        self._boards = Boards(path, getattr(config, "wandb", None))
 
     @property
     def finished(self) -> bool:
@@ -98,7 +99,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stream in (self._metrics, self._board, self._lock):
+        for stream in (self._metrics, self._boards, self._lock):
             if stream is not None:
                 stream.close()
 
@@ -118,18 +119,12 @@ class Run:
         write_json(self.path / name, content)
 
     def metrics(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl and to the TensorBoard events."""
+        """Append a line to metrics.jsonl, and draw it."""
         if self._metrics is None:
             self._metrics = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, line["step"])
+        self._boards.add(line)
 
     def keep_metrics_before(self, step: int) -> None:
         """Drop lines of steps that a continued run computes again (the process died after its last checkpoint)."""
@@ -183,9 +178,9 @@ def open_run(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "
                 "repeat the earlier options, choose another --out, or give --overwrite."
             )
+    run = Run(path, verb, config, inputs)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        run = Run(path, verb, config, inputs)
         run.acquire()
     except OSError as error:
         raise UserError(f"Cannot write to --out {path}: {error.strerror}; choose another place.") from None
