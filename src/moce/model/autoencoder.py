@@ -135,6 +135,15 @@ class Router(Protocol):
         """The choice of block `layer`, for the normalised tokens that enter its MLP."""
 
 
+def rows_of(
+    patches: Float[Tensor, "images patches pixels"], chosen_BV: Int64[Tensor, "images chosen"]
+) -> Float[Tensor, "images chosen pixels"]:
+    """The chosen patches of every picture; whole rows, which is faster than a gather of elements."""
+    images, patches_each, pixels = patches.shape
+    first = torch.arange(images, device=patches.device)[:, None] * patches_each
+    return patches.reshape(-1, pixels).index_select(0, (chosen_BV + first).flatten()).view(images, -1, pixels)
+
+
 class Output(NamedTuple):
     """What one masked pass gives."""
 
@@ -243,9 +252,8 @@ class MaskedAutoencoder(nn.Module):
         router: Router | None = None,
     ) -> Float[Tensor, "images visible+1 width"]:
         """Latents of class token and visible patches, before the final norm."""
-        seen = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))
         positions = self.encoder.pos_embed[0]
-        tokens = self._embed(seen) + positions[1:][visible]
+        tokens = self._embed(rows_of(patches, visible)) + positions[1:][visible]
         first = (self.encoder.cls_token + positions[:1]).expand(len(patches), -1, -1)
         return self._blocks(torch.cat([first.to(tokens.dtype), tokens], dim=1).float(), router)
 
@@ -276,9 +284,10 @@ class MaskedAutoencoder(nn.Module):
         """Pixels to predict: normalised within each patch where the shape says so."""
         if not self.shape.norm_target:
             return patches
-        return (patches - patches.mean(dim=-1, keepdim=True)) / (
-            patches.var(dim=-1, keepdim=True) + 1e-6
-        ).sqrt()
+        centred = patches - patches.mean(dim=-1, keepdim=True)
+        # The unbiased variance, as in the official code; torch's own var is twenty times slower on a CPU (M).
+        variance = centred.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
+        return centred / (variance + 1e-6).sqrt()
 
     def decode(
         self, latent: Tensor, visible: Int64[Tensor, "images visible"], masked: Int64[Tensor, "images masked"]
@@ -308,7 +317,7 @@ class MaskedAutoencoder(nn.Module):
         visible, masked = self.split(noise)
         latent = self.encode_visible(patches, visible, router)
         prediction = self.decode(latent, visible, masked).float()
-        wanted = self.target(patches.gather(1, masked[:, :, None].expand(-1, -1, patches.shape[2])))
+        wanted = self.target(rows_of(patches, masked))
         return Output(F.mse_loss(prediction, wanted), latent, prediction, visible, masked)
 
     @torch.no_grad()
