@@ -196,9 +196,10 @@ def _customised(found: Found) -> Described:
     info: RunInfo = found.content
     model = read_json(found.path / CONFIG)
     choice = read_json(found.path / CHOICE) if (found.path / CHOICE).is_file() else {}
-    side = "x".join(map(str, model["pretrained_cfg"]["input_size"][1:]))
+    channels, *size = model["pretrained_cfg"]["input_size"]
     lines = [
-        f"a customised model: {model['architecture']} for pictures of {side}, cut out of {info.config['moce']}"
+        f"a customised model: {model['architecture']} for pictures of {_pictures(size, channels)}, cut out of "
+        f"{info.config['moce']}"
     ]
     if choice:
         cluster = "" if choice["cluster"] is None else f", cluster {choice['cluster']}"
@@ -224,8 +225,16 @@ def _sizes(path: Path) -> tuple[int, int]:
 
 
 def _shape(shape: dict[str, Any]) -> str:
-    size, patch = ("x".join(map(str, shape[name])) for name in ("image_size", "patch_size"))
-    return f"{shape['architecture']}, pictures of {size} in patches of {patch}"
+    patch = "x".join(map(str, shape["patch_size"]))
+    pictures = _pictures(shape["image_size"], shape["channels"])
+    return f"{shape['architecture']}, pictures of {pictures} in patches of {patch}"
+
+
+def _pictures(size: list[int], channels: int) -> str:
+    """Height x width, and how many channels where they are not three."""
+    return "x".join(map(str, size)) + (
+        "" if channels == 3 else f" and {channels} channel{'s' * (channels > 1)}"
+    )
 
 
 def _model(found: Found) -> Described:
