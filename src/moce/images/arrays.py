@@ -26,7 +26,9 @@ class UnreadableImage(ValueError):
 
 def other_channels(found: int, wanted: int) -> UnreadableImage:
     """A picture that has another number of channels than the model, and cannot be given the right one."""
-    return UnreadableImage(f"it has {found} channels and the model takes {wanted} (--channels)")
+    return UnreadableImage(
+        f"it has {found} channel{'s' * (found > 1)} and the model takes {wanted} (--channels)"
+    )
 
 
 def picture_of(array: np.ndarray, channels: int) -> UInt8[Tensor, "channels rows columns"]:
@@ -69,7 +71,7 @@ def to_bytes(pixels: np.ndarray) -> np.ndarray:
     """uint8 as it is, uint16 scaled (not cut off) so that 65535 becomes 255; `UnreadableImage` for other numbers."""
     if pixels.dtype == np.uint8:
         return pixels
-    if pixels.dtype == np.uint16:  # of either byte order
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:  # of either byte order
         return ((pixels.astype(np.int32) + 128) // 257).astype(np.uint8)
     raise UnreadableImage(f"{pixels.dtype} values, whose range nobody knows; store uint8 or uint16")
 

@@ -29,10 +29,11 @@ def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows colum
     try:
         if data.startswith(NPY):
             return from_npy(data, channels)
-        if data.startswith(TIFF) and not _for_pillow(data, channels):
-            from moce.images.tiff import decode_bands  # seldom needed
+        if data.startswith(TIFF):
+            from moce.images.tiff import decode_bands, for_pillow  # seldom needed
 
-            return decode_bands(data, channels)
+            if not for_pillow(data, channels):
+                return decode_bands(data, channels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
@@ -42,21 +43,11 @@ def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows colum
         raise
     except Exception as error:
         # Pillow's readers raise nearly every class there is on broken bytes (OSError, SyntaxError, struct.error, ...).
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error).lower()
+        unknown = isinstance(error, Image.UnidentifiedImageError | LookupError)
+        reason = "not a picture" if unknown else str(error).lower()
         raise UnreadableImage(f"{reason or type(error).__name__} ({len(data)} bytes)") from error
     tensor = torch.from_numpy(pixels)
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
-
-
-def _for_pillow(data: bytes, channels: int) -> bool:
-    """Whether a TIFF is grey, colour or broken: Pillow has more compressions, and turns it upright."""
-    if channels not in (1, 3):
-        return False
-    try:
-        with Image.open(io.BytesIO(data), formats=("TIFF",)):
-            return True
-    except Image.UnidentifiedImageError:
-        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:

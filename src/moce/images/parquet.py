@@ -86,7 +86,7 @@ class ParquetImages:
         label = None if self.labels is None else int(self.labels[index])
         stored = self._pictures(group)[index - int(self._starts[group])]
         if not stored.is_valid:
-            raise UnreadableImage("nothing in this row")
+            raise UnreadableImage("no bytes in this row")
         if isinstance(stored, pa.ListScalar):  # of every kind of list
             return from_lists(stored.values, self.channels), label
         return decode(stored.as_py(), self.channels), label

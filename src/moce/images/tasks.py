@@ -89,8 +89,8 @@ class Relabelled:
 def open_tasks(task: str, data_root: str | Path | None = None, channels: int = 3) -> list[Task]:
     """The tasks of `--task`: a folder, a name below `data_root`, a kind of the toy world, or all of them.
 
-    Pictures come with so many `channels`. `data_root` may be toyworld:// for its kinds. Raises UserError for a task that
-    is not there, that has no test split or no labels, or whose test split has a class that training lacks.
+    Pictures come with so many `channels`. `data_root` may be toyworld:// for its kinds. Raises UserError for a task
+    that is not there, that has no test split or no labels, or whose test split has a class that training lacks.
     """
     root = str(data_root) if data_root is not None else None
     if task == "all":

@@ -5,6 +5,7 @@ are pages, as `tifffile.imwrite` leaves an array; the rule for arrays then says 
 """
 
 import io
+import logging
 
 import numpy as np
 import tifffile
@@ -12,6 +13,19 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from moce.images.arrays import MAX_PIXELS, UnreadableImage, other_channels, picture_of, picture_of_bands
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it has to say of a picture is its exception
+
+
+def for_pillow(data: bytes, channels: int) -> bool:
+    """Whether Pillow should read a TIFF, being grey or colour: it has more compressions, and turns it upright."""
+    if channels not in (1, 3):
+        return False
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return file.pages.first.samplesperpixel <= 4
+    except Exception:  # as many classes as broken bytes have ways; Pillow may be more patient
+        return True
 
 
 def decode_bands(data: bytes, channels: int) -> UInt8[Tensor, "channels rows columns"]:

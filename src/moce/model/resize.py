@@ -18,14 +18,13 @@ from moce.model.autoencoder import MaskedAutoencoder, require_whole_patches
 @torch.no_grad()
 def resize_encoder(vit: VisionTransformer, image_size: tuple[int, int]) -> None:
     """Make a ViT take pictures of (height, width) pixels, in place; UserError where patches do not fill them."""
-    patch_size = vit.patch_embed.patch_size
-    require_whole_patches(image_size, patch_size)
+    require_whole_patches(image_size, vit.patch_embed.patch_size)
     vit.set_input_size(img_size=image_size)
 
 
 @torch.no_grad()
 def resize(model: MaskedAutoencoder, image_size: tuple[int, int]) -> None:
-    """Make an autoencoder take pictures of (height, width) pixels, in place; UserError where patches do not fill them."""
+    """Make an autoencoder take pictures of (height, width) pixels, in place; UserError as above."""
     before, after = model.shape, dataclasses.replace(model.shape, image_size=image_size)
     resize_encoder(model.encoder, image_size)
     table = resample_abs_pos_embed(

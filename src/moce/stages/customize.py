@@ -255,8 +255,8 @@ def timm_config(
     """timm's config.json of a model folder."""
     shape, width = model.shape, model.encoder.embed_dim
     square = lambda pair: pair[0] if pair[0] == pair[1] else list(pair)  # noqa: E731
-    # Versions of timm before 1.0.31 take the first convolution of any pre-trained model for one of 3 channels: they would
-    # adapt one of 4 or 13, find that they cannot, and leave it random. Without a name they load it as it is.
+    # Older versions of timm (seen in 1.0.20) take every first convolution for one of 3 channels: they try to adapt one
+    # of 4 or 13, cannot, and leave it random. Without its name they load it as it is.
     first_conv = "patch_embed.proj" if shape.channels == 3 else None
     return {
         "architecture": shape.architecture,
