@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 import moce
-from moce.config import InspectConfig, verb
+from moce.config import InspectConfig, spelled_size, verb
 from moce.engine.files import read_json
 from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RunInfo, read_run
@@ -18,6 +18,7 @@ from moce.model.weights import read_header, read_tensors
 from moce.study.table import is_evaluation, percent
 
 CHOICE = "choice.json"
+SIZES = ("image_size", "patch_size")  # options that are (height, width) where they are not one number
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def shown(value: Any) -> str:
 
 def spelled(options: dict[str, Any]) -> str:
     """Options as on a command line."""
-    return " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in options.items())
+    sizes = {name: spelled_size(*options[name]) for name in SIZES if isinstance(options.get(name), list)}
+    return " ".join(f"--{name.replace('_', '-')} {shown(v)}" for name, v in {**options, **sizes}.items())
 
 
 def _run(found: Found) -> Described:
