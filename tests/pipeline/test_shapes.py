@@ -17,11 +17,17 @@ import tifffile
 import timm
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 
-from moce.images.augment import finish
+from moce.images.augment import centre_crop, finish
+from moce.images.reading import read_all
 from moce.images.sources import open_images
+from moce.images.tasks import open_tasks
 from moce.model.weights import load_model
+from moce.study.contents import own_pictures
+from moce.study.inspect import identify
 from moce.transfer.encoder import load_encoder
+from moce.transfer.pictures import Joined
 
 CPU = torch.device("cpu")
 CLASSES = ("dark", "light")
@@ -125,6 +131,7 @@ def test_every_stage_and_timm_take_the_same_shape(command, tmp_path: Path, case:
     assert content["input_size"] == [case.channels, *model.shape.image_size]
     assert len(content["mean"]) == len(content["std"]) == case.channels
     assert content["mean"] == header["about"]["mean"]
+    assert own_pictures(identify(own).content, 3, (8, 8)).shape == (3, case.channels, 8, 8)
     plain = timm.create_model(f"local-dir:{own}", pretrained=True).eval()
     images = pixels_of(train, case.channels, model.shape.image_size, content)
     cluster = json.loads((own / "choice.json").read_text())["cluster"]
@@ -157,8 +164,45 @@ def same_at_another_size(command, own: Path, case: Case, train: str, content: di
 
 def pixels_of(uri: str, channels: int, size: tuple[int, int], content: dict) -> torch.Tensor:
     """Four pictures as the model takes them."""
-    from moce.images.augment import centre_crop
-
     source = open_images(uri, channels)
     crops = torch.stack([centre_crop(source.get(index)[0], size) for index in (0, 5, 10, 15)])
     return finish(crops, None, content["mean"], content["std"])
+
+
+# One model at several sizes, and one process with several counts of channels
+
+
+def test_a_run_starts_from_one_of_another_size(command, tmp_path: Path, small_runs) -> None:
+    shape = ["--image-size", "40x32", "--epochs", "1", "--base-lr", "0"]
+    line = ["pretrain", "--preset", "debug", "--images", small_runs.images, "--out", tmp_path / "mae"]
+    done = command(*line, *shape, "--init", small_runs.mae)
+    assert done.code == 0, done.stderr
+    assert "positions resampled from 32 to 40x32 pixels" in done.stderr
+    (before, header), (after, new_header) = load_model(small_runs.mae), load_model(tmp_path / "mae")
+    assert f"loaded {len(before.state_dict())}, missing 0, unexpected 0" in done.stderr
+    assert new_header["about"]["mean"] == header["about"]["mean"]
+    for old, new in [
+        (before.encoder.pos_embed, after.encoder.pos_embed),
+        (before.decoder_pos_embed, after.decoder_pos_embed),
+    ]:
+        assert torch.equal(new, resample_abs_pos_embed(old, [5, 4], [4, 4]))
+    assert torch.equal(before.encoder.patch_embed.proj.weight, after.encoder.patch_embed.proj.weight)
+
+
+def test_every_kind_of_model_is_evaluated_at_another_size(command, tmp_path: Path, small_runs) -> None:
+    for run in (small_runs.mae, small_runs.token_moce, small_runs.moce):
+        line = ["evaluate", run, "--task", "toyworld://digits?num=24&size=32", "--image-size", "24x40"]
+        done = command(*line, "--json", tmp_path / "result.json", "--quiet")
+        assert done.code == 0, done.stderr
+        assert json.loads((tmp_path / "result.json").read_text())["settings"]["image_size"] == [24, 40]
+
+
+def test_pictures_in_grey_and_in_colour_do_not_get_mixed_up(tmp_path: Path) -> None:
+    for split, names in {"train": CLASSES, "val": CLASSES[::-1], "test": CLASSES[1:]}.items():
+        PNG(tmp_path / split, {name: [np.full((9, 9, 3), (0, 90, 200), np.uint8)] * 3 for name in names})
+    for channels in (3, 1, 3):
+        task = open_tasks(str(tmp_path), channels=channels)[0]
+        assert task.val is not None
+        for source in (Joined([task.train, task.val]), task.train, task.test):
+            decoded = read_all(source, quiet=True)
+            assert decoded is not None and decoded.images.shape[1:] == (channels, 9, 9)

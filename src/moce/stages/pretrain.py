@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moce.config import PretrainConfig, Training, pair, verb
+from moce.config import PretrainConfig, Training, pair, spelled_size, verb
 from moce.engine.devices import pick_device
 from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
@@ -100,7 +100,8 @@ def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
                 f"--init {init} has {spelled} {before[name]}, not {now[name]}; give the same options."
             )
     if earlier.shape.image_size != size:
-        say(f"--init {init}: positions resampled from {earlier.shape.image_size} to {size} pixels", quiet)
+        sizes = (spelled_size(*earlier.shape.image_size), spelled_size(*size))
+        say(f"--init {init}: positions resampled from {sizes[0]} to {sizes[1]} pixels", quiet)
         resize(earlier, size)
     say(f"--init {init}: {load_strictly(model, earlier.state_dict(), init)}", quiet)
     about = header["about"]
