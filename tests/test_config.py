@@ -70,6 +70,42 @@ def test_speed_options_may_change_and_method_options_may_not() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("64", 64),
+        (64, 64),
+        ("96x64", (96, 64)),
+        ("96X64", (96, 64)),
+        ((96, 64), (96, 64)),
+        ("32x32", 32),
+        ([8, 4], (8, 4)),
+    ],
+)
+def test_a_size_is_a_side_or_height_times_width(given: object, wanted: object) -> None:
+    config = resolve(PretrainConfig, {"images": "x", "out": "y", "image_size": given})
+    assert config.image_size == wanted
+    recorded = json.loads(json.dumps(config.__dict__))
+    assert changed_method_options(recorded, config) == [], "a run continues"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("0", "at least 1"),
+        ("64x0", "at least 1"),
+        ("big", "whole number"),
+        ("64x", "whole number"),
+        ("3x4x5", "HEIGHTxWIDTH, such as 64 or 96x64, not '3x4x5'"),
+        ((), "HEIGHTxWIDTH"),
+        (1.5, "whole number"),
+    ],
+)
+def test_sizes_that_cannot_be(given: object, words: str) -> None:
+    with pytest.raises(UserError, match=f"--image-size .*{words}"):
+        resolve(PretrainConfig, {"images": "x", "out": "y", "image_size": given})
+
+
 def test_a_verb_is_a_function_with_the_options_as_arguments() -> None:
     for verb, config_class in CONFIGS.items():
         function = getattr(moce, verb.replace("-", "_"))

@@ -60,7 +60,7 @@ def verb_parser(verb: str) -> Parser:
         else:
             # Values stay text here: config.resolve converts them, so Python and the command line complain alike.
             choices = typing.get_args(element)
-            name = "|".join(choices) if choices else getattr(element, "__name__", "text").upper()
+            name = "N|HxW" if element == config.Size else "|".join(choices) or element.__name__.upper()
             parser.add_argument("--" + field.name.replace("_", "-"), help=text, metavar=name, default=None)
     return parser
 

@@ -27,6 +27,20 @@ from typing import Any, Literal
 
 from moce.errors import UserError, did_you_mean
 
+Size = int | tuple[int, int]
+"""The side of a square, or (height, width), in pixels; 96x64 on the command line."""
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def spelled_size(height: int, width: int) -> str:
+    """A size as one would type it."""
+    return str(height) if height == width else f"{height}x{width}"
+
+
 BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
@@ -114,13 +128,20 @@ class PretrainConfig(Training):
 
     images: str = given("pictures: a folder, a parquet file or glob, toyworld://KIND?split=train")
     out: str = output(dataclasses.MISSING, "folder of the run")
-    init: str | None = given("start from these weights: a run of ours", default=None)
+    init: str | None = given(
+        "start from these weights: a run of ours, also one of another --image-size", default=None
+    )
     model: str = method(
         "vit_tiny", "size of the encoder: any plain ViT of timm, such as vit_base_patch16_224"
     )
-    image_size: int = method(64, "side of the square that the model sees, in pixels", at_least=1)
-    patch_size: int = method(8, "side of a patch, in pixels", at_least=1)
-    channels: int = method(3, "channels of a picture", at_least=1)
+    image_size: int | tuple[int, int] = method(
+        64, "side of the square that the model sees, in pixels, or height x width: 96x64", at_least=1
+    )
+    patch_size: int | tuple[int, int] = method(8, "side of a patch, in pixels, or height x width", at_least=1)
+    channels: int = method(
+        3, "channels of a picture: 1 grey, 3 colour, 4 with alpha, any number of arrays and TIFFs",
+        at_least=1, at_most=64,
+    )  # fmt: skip
     decoder_depth: int = method(4, "blocks of the decoder (C: 8 for ViT-B)", at_least=1)
     decoder_width: int = method(96, "width of the decoder (C: 512 for ViT-B)", at_least=1)
     decoder_heads: int = method(3, "attention heads of the decoder (C: 16 for ViT-B)", at_least=1)
@@ -201,6 +222,9 @@ class CustomizeConfig(Common):
     out: str = output(dataclasses.MISSING, "folder of the customised model")
     strategy: str = method("vote", "vote, per-layer, average, nearest or cluster:K (vote R; the others ours)")
     strict: bool = method(False, "exit 2 where no cluster fits the task, instead of a warning")
+    image_size: int | tuple[int, int] | None = method(
+        None, "size of the customised model's pictures, if not that of pre-training: 128 or 96x64", at_least=1
+    )
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
@@ -215,6 +239,9 @@ class EvaluateConfig(Common):
     task: str = given("name, folder or all")
     protocol: str = method("knn", "knn, linear, finetune")
     data_root: str | None = given("folder that the named tasks are in", default=None)
+    image_size: int | tuple[int, int] | None = method(
+        None, "size of the pictures, if not the model's own: 128 or 96x64 (height x width)", at_least=1
+    )
     epochs: int = method(40, "finetune: passes over the training pictures", at_least=1)
     batch_size: int = method(64, "finetune: pictures per step", at_least=1)
     lrs: tuple[float, ...] = method(
@@ -262,8 +289,10 @@ def kind_of(field: dataclasses.Field, owner: type) -> tuple[Any, bool, bool]:
     hint = typing.get_type_hints(owner)[field.name]
     optional = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        optional = True
-        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+        optional = type(None) in typing.get_args(hint)
+        hint = functools.reduce(operator.or_, [a for a in typing.get_args(hint) if a is not type(None)])
+    if hint == Size:
+        return hint, False, optional
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True, optional
     return hint, False, optional
@@ -299,6 +328,8 @@ def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field)
         if not isinstance(value, bool):
             raise UserError(f"{spelled} is a switch and cannot be '{value}'.")
         return value
+    if element == Size:
+        return _size(value, spelled, field)
     try:
         if element is int and (isinstance(value, bool) or int(str(value)) != float(str(value))):
             raise ValueError
@@ -312,6 +343,16 @@ def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field)
         if not BOUNDS[name](result, bound):
             raise UserError(f"{spelled} must be {name.replace('_', ' ')} {bound}, not {value}.")
     return result
+
+
+def _size(value: Any, spelled: str, field: dataclasses.Field) -> Size:
+    """A side, or two of them as 96x64 or (96, 64); a square is always one number."""
+    sides = value.lower().split("x") if isinstance(value, str) else value
+    sides = list(sides) if isinstance(sides, (list, tuple)) else [sides]
+    if len(sides) not in (1, 2):
+        raise UserError(f"{spelled} must be a side or HEIGHTxWIDTH, such as 64 or 96x64, not '{value}'.")
+    checked = [_converted(side, int, spelled, field) for side in sides]
+    return checked[0] if len(set(checked)) == 1 else (checked[0], checked[1])
 
 
 def resolve(config_class: type, given_options: dict[str, Any]) -> Any:

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from moce.errors import UserError
-from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, sincos_positions
+from moce.model.autoencoder import (
+    AutoencoderShape,
+    MaskedAutoencoder,
+    encoder_architecture,
+    require_whole_patches,
+    sincos_positions,
+)
 
 SHAPE = AutoencoderShape(
     "vit_tiny_patch16_224", (32, 32), (8, 8), decoder_depth=2, decoder_width=48, decoder_heads=3
@@ -194,3 +200,66 @@ def test_names_of_models() -> None:
     assert encoder_architecture("vit_large_patch14_224") == "vit_large_patch14_224"
     with pytest.raises(UserError, match="Did you mean 'vit_tiny'"):
         encoder_architecture("vit_tinny")
+
+
+# Shapes that are not square
+
+
+def test_positions_of_a_grid_that_is_not_square_are_those_of_the_official_rule() -> None:
+    """Half of the channels say the column, half the row: sines, then cosines, of place / 10000^(i / (width / 4))."""
+    width, grid = 16, (2, 3)
+    table = sincos_positions(width, grid)[0]
+    assert table.shape == (7, width) and table[0].abs().max() == 0
+    for row in range(2):
+        for column in range(3):
+            turns = [1 / 10000 ** (i / 4) for i in range(4)]
+            wanted = [f(place * t) for place in (column, row) for f in (math.sin, math.cos) for t in turns]
+            assert table[1 + row * 3 + column].tolist() == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "channels"),
+    [
+        ((96, 64), (16, 16), 3),
+        ((8, 24), (4, 8), 1),
+        ((28, 21), (7, 7), 4),
+        ((56, 28), (14, 14), 13),
+        ((64, 96), (32, 32), 2),
+    ],
+)
+def test_patches_of_any_shape(image_size: tuple, patch_size: tuple, channels: int) -> None:
+    shape = AutoencoderShape("test_vit", image_size, patch_size, channels, 1, 32, 2)
+    model = new_model(shape).eval()
+    images = torch.randn(2, channels, *image_size)
+    patches = model.patchify(images)
+    assert torch.equal(model.unpatchify(patches), images)
+    high, wide = patch_size
+    second = images[:, :, :high, wide : 2 * wide].flatten(1)  # the patch to the right of the first
+    assert torch.equal(patches[:, 1], second)
+    with torch.no_grad():
+        assert (model.tokens(images) - model.encoder.forward_features(images)).abs().max() <= 1e-5
+    output = model(images, torch.rand(2, shape.num_patches))
+    assert output.visible.shape[1] + output.masked.shape[1] == shape.num_patches
+    assert output.loss.isfinite() and output.prediction.shape[2] == channels * high * wide
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "words"),
+    [
+        (
+            (30, 30),
+            (8, 8),
+            "--image-size 30 is not a multiple of --patch-size 8; the nearest that fit: 24 or 32",
+        ),
+        (
+            (100, 64),
+            (16, 16),
+            "--image-size 100x64 .* --patch-size 16; the nearest that fit: 96x64 or 112x64",
+        ),
+        ((20, 20), (8, 4), "--image-size 20 .* --patch-size 8x4; the nearest that fit: 16x20 or 24x20"),
+        ((5, 5), (7, 7), "the nearest that fit: 7"),
+    ],
+)
+def test_patches_that_do_not_fill_a_picture(image_size: tuple, patch_size: tuple, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        require_whole_patches(image_size, patch_size)

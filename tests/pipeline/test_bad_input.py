@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -135,6 +136,10 @@ def test_sources_that_are_not_there_yet(command, tmp_path: Path, uri: str) -> No
         (["--image-size", "30"], ["--image-size 30", "multiple of --patch-size 8"]),
         (["--model", "vit_tinny"], ["vit_tinny", "Did you mean 'vit_tiny'"]),
         (["--model", "resnet18"], ["resnet18"]),
+        (["--image-size", "100x64", "--patch-size", "16"], ["--image-size 100x64", "96x64 or 112x64"]),
+        (["--image-size", "3x4x5"], ["--image-size", "HEIGHTxWIDTH"]),
+        (["--channels", "65"], ["--channels must be at most 64"]),
+        (["--channels", "13"], ["All 24 pictures", "it has 3 channels and the model takes 13 (--channels)"]),
         (["--init", "timm:vit_tiny_patch16_224"], ["not supported yet"]),
         (["--device", "gpu"], ["--device"]),
     ],
@@ -143,6 +148,36 @@ def test_models_that_cannot_be(
     command, tmp_path: Path, tiny_folder: Path, options: list[str], words: list[str]
 ) -> None:
     refused(command("pretrain", "--images", tiny_folder, "--out", tmp_path / "out", *DEBUG, *options), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arrays_of_another_number_of_channels_or_of_numbers_nobody_knows(command, tmp_path: Path) -> None:
+    for name, array in {"bands": np.zeros((5, 9, 9), np.uint8), "floats": np.zeros((13, 9, 9))}.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "0.npy", array)
+    line = ["pretrain", "--out", tmp_path / "out", *DEBUG, "--channels", "13", "--images"]
+    refused(command(*line, tmp_path / "bands"), "0.npy", "5 x 9 x 9", "the 13 channels", "--channels")
+    refused(command(*line, tmp_path / "floats"), "0.npy", "float64", "store uint8 or uint16")
+    refused(command(*line, "toyworld://all"), "3 channels or 1, not of 13")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_to_start_from_that_do_not_fit(command, tmp_path: Path, small_runs) -> None:
+    line = ["pretrain", "--images", small_runs.images, "--out", tmp_path / "out", *DEBUG, "--init"]
+    refused(command(*line, small_runs.mae, "--decoder-width", "48"), "--decoder-width 32, not 48")
+    refused(command(*line, small_runs.mae, "--channels", "1"), "--channels 3, not 1")
+    refused(command(*line, small_runs.moce), "does not fit the model", "missing", "unexpected")
+    refused(command(*line, small_runs.clusters), "`moce cluster`")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_that_a_trained_model_cannot_take(command, tmp_path: Path, small_runs) -> None:
+    size = ["--image-size", "36"]
+    for model in (small_runs.mae, small_runs.moce, small_runs.token_moce):
+        done = command("evaluate", model, "--task", "toyworld://digits?num=12&size=16", *size)
+        refused(done, "--image-size 36", "--patch-size 8", "32 or 40")
+    done = command("customize", small_runs.moce, "--strategy", "cluster:0", "--out", tmp_path / "out", *size)
+    refused(done, "--image-size 36", "32 or 40")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,9 +1,10 @@
-"""Bytes to a uint8 tensor, upright, without transparency, first frame; or `UnreadableImage` with the reason.
+"""Bytes to a uint8 tensor of the wanted channels, upright, first frame; or `UnreadableImage` with the reason.
 
 Every odd format ends as grey or RGB of 8 bits: EXIF orientation is applied, transparency is laid on white,
-palettes and CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits. Pillow does the work; the format
-is limited to those below, since Pillow would otherwise try some forty readers, several of which start other
-programs.
+palettes and CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits. With 2 or 4 channels transparency is
+kept as the last one. Pillow does the work; the format is limited to those below, since Pillow would otherwise try
+some forty readers, several of which start other programs. What Pillow cannot read are arrays (arrays.py) and TIFFs
+of other channels (tiff.py).
 """
 
 import contextlib
@@ -15,29 +16,35 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from moce.images.arrays import MAX_PIXELS, NPY, UnreadableImage, from_npy, other_channels, to_bytes
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-MAX_PIXELS = 2**26
-"""Larger pictures (8192 x 8192) are refused: a few hundred bytes can claim to be gigabytes."""
-
-
-class UnreadableImage(ValueError):
-    """These bytes are no picture that we can read; the text says why."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one starts; the last two are large ones
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's names, by channels
+WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows columns"]:
-    """The picture as 1 (grey) or 3 (RGB) channels at its own size, upright. Raises `UnreadableImage`."""
-    assert channels in (1, 3), channels
+    """The picture as 1 (grey), 3 (RGB) or other channels at its own size, upright. Raises `UnreadableImage`."""
     try:
+        if data.startswith(NPY):
+            return from_npy(data, channels)
+        if data.startswith(TIFF):
+            from moce.images.tiff import decode_bands, for_pillow  # seldom needed
+
+            if not for_pillow(data, channels):
+                return decode_bands(data, channels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             image.load()
-            pixels = np.array(_plain(_upright(image), "L" if channels == 1 else "RGB"))
+            pixels = np.array(_plain(_upright(image), channels))
     except UnreadableImage:
         raise
     except Exception as error:
         # Pillow's readers raise nearly every class there is on broken bytes (OSError, SyntaxError, struct.error, ...).
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error).lower()
+        unknown = isinstance(error, Image.UnidentifiedImageError | LookupError)
+        reason = "not a picture" if unknown else str(error).lower()
         raise UnreadableImage(f"{reason or type(error).__name__} ({len(data)} bytes)") from error
     tensor = torch.from_numpy(pixels)
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
@@ -50,16 +57,21 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """Any mode of Pillow to "L" or "RGB"."""
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode of Pillow to that of so many channels."""
+    transparent = image.mode in WITH_ALPHA or "transparency" in image.info
+    if channels not in MODES or (channels in (2, 4) and not transparent):
+        grey = image.mode.rstrip("Aa") in ("1", "L", "F") or image.mode.startswith("I")
+        raise other_channels((1 if grey else 3) + transparent, channels)
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(to_bytes(np.asarray(image).clip(0, 65535).astype(np.uint16)))
     elif image.mode == "F":
         raise UnreadableImage("floating-point pixels, whose range nobody knows")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    elif transparent:
         image = image.convert("LA") if image.mode == "La" else image
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return image if image.mode == mode else image.convert(mode)
+        image = image.convert("RGBA")
+        if channels in (1, 3):
+            white = Image.new("RGBA", image.size, "white")
+            white.alpha_composite(image)
+            image = white
+    return image if image.mode == MODES[channels] else image.convert(MODES[channels])

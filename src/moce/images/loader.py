@@ -18,6 +18,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from moce.config import Size, pair
 from moce.errors import UserError
 from moce.images.augment import centre_crop, crop_and_resize, crop_boxes, resize_crops
 from moce.images.decode import UnreadableImage
@@ -34,8 +35,6 @@ __all__ = [
     "survey",
     "training_batches",
 ]
-
-Size = int | tuple[int, int]
 
 
 class Batch(NamedTuple):
@@ -85,7 +84,7 @@ def training_batches(
     `unreadable` comes from `survey`. With `device`, pictures of one size are kept and cropped there; other batches come
     from the CPU whatever it says. `num_workers` -1 takes the spare cores.
     """
-    size = _pair(image_size)
+    size = pair(image_size)
     decoded = read_all(source, quiet, cache_gib)
     if decoded is None:
         substitute = readable_substitute(unreadable, len(source), order.allowed)
@@ -171,7 +170,7 @@ def centred_batches(
     Unreadable ones are left out, so a batch may be shorter, and one without any readable picture does not come at all.
     Pictures that this process has decoded already are not decoded again.
     """
-    size = _pair(image_size)
+    size = pair(image_size)
     chosen = torch.arange(len(source)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
     batches = chosen.split(batch_size)
     decoded = read_all(source, quiet, only_if_cheap=True)
@@ -241,7 +240,3 @@ class _Excused(Dataset):
             return self.dataset[item]
         except UserError as error:
             return error
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

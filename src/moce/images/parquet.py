@@ -17,15 +17,17 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moce.errors import UserError
+from moce.images.arrays import DTYPES, from_lists, numbers_of
 from moce.images.decode import UnreadableImage, decode
 
-CACHE_BYTES = 512 * 2**20  # of compressed pictures, a process
+CACHE_BYTES = 512 * 2**20  # of pictures as they are stored, a process
 
 
 class ParquetImages:
-    """Parquet files with an image column: struct{bytes, path} as on the Hugging Face hub, or plain binary.
+    """Parquet files with an image column: struct{bytes, path} as on the Hugging Face hub, plain binary, or arrays.
 
-    Row groups are the shards. They are read when first needed and kept, compressed pictures only, up to 512 MiB.
+    Arrays are lists of lists (of lists) of uint8 or uint16, as `datasets` writes Array2D and Array3D. Row groups are
+    the shards. They are read when first needed and kept, as they are stored, up to 512 MiB.
     """
 
     def __init__(self, uri: str, files: list[Path], channels: int = 3) -> None:
@@ -81,10 +83,13 @@ class ParquetImages:
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
         group = self._group_of(index)
-        data = self._pictures(group)[index - int(self._starts[group])].as_py()
-        if data is None:
+        label = None if self.labels is None else int(self.labels[index])
+        stored = self._pictures(group)[index - int(self._starts[group])]
+        if not stored.is_valid:
             raise UnreadableImage("no bytes in this row")
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+        if isinstance(stored, pa.ListScalar):  # of every kind of list
+            return from_lists(stored.values, self.channels), label
+        return decode(stored.as_py(), self.channels), label
 
     def _pictures(self, group: int) -> pa.ChunkedArray:
         """The compressed pictures of a row group."""
@@ -105,6 +110,10 @@ class ParquetImages:
             pictures = table.column(0)
             if pa.types.is_struct(pictures.type):
                 pictures = pc.struct_field(pictures, "bytes")
+            if isinstance(pictures.type, pa.BaseExtensionType):  # where `datasets` is imported
+                pictures = pa.chunked_array(
+                    [chunk.storage for chunk in pictures.chunks], pictures.type.storage_type
+                )
             self._groups[group] = pictures
             while len(self._groups) > 1 and sum(a.nbytes for a in self._groups.values()) > CACHE_BYTES:
                 self._groups.popitem(last=False)
@@ -166,10 +175,18 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _image_column(path: Path, schema: pa.Schema) -> str:
-    """'image' where it holds pictures, else the only column that does."""
+    """'image' where it holds pictures, else the only column that does; encoded ones go before arrays."""
+    numbers = {field.name: numbers_of(field.type) for field in schema}
+    arrays = [name for name, kind in numbers.items() if str(kind) in DTYPES]
     columns = [field.name for field in schema if _holds_bytes(field.type)]
-    if "image" in columns:
+    if "image" in columns + arrays:
         return "image"
+    columns = columns or arrays
+    if not columns and (other := [name for name, kind in numbers.items() if kind is not None]):
+        raise UserError(
+            f"'{path}' has arrays of {numbers[other[0]]} in '{other[0]}', whose range nobody knows: store pictures as "
+            "uint8 or uint16."
+        )
     if len(columns) != 1:
         fault = "no image column" if not columns else "several image columns, none of them called 'image'"
         raise UserError(

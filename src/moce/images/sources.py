@@ -20,6 +20,7 @@ from moce.images.decode import UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+ARRAYS = (".npy",)  # pictures of a folder that has no others; elsewhere they may be anything
 FOLDER_SHARD = 1024  # a folder has no shards of its own: so many neighbours count as one
 LATER = ("wds", "hf", "torchvision")
 
@@ -68,7 +69,7 @@ def open_images(uri: str, channels: int = 3) -> Source:
     if scheme == "toyworld":
         from moce.images.toyworld import ToyWorld
 
-        return ToyWorld(uri)
+        return ToyWorld(uri, channels)
     if scheme in LATER:
         raise UserError(
             f"'{uri}': pictures from {scheme}: are not supported yet; give a folder or a parquet file."
@@ -94,7 +95,7 @@ def open_images(uri: str, channels: int = 3) -> Source:
 
 
 def _open_file(uri: str, path: Path, channels: int) -> Source:
-    if path.suffix.lower() in EXTENSIONS:
+    if path.suffix.lower() in EXTENSIONS + ARRAYS:
         raise UserError(f"'{uri}' is one picture; give the folder that it lies in.")
     return ParquetImages(uri, [path], channels)
 
@@ -102,13 +103,14 @@ def _open_file(uri: str, path: Path, channels: int) -> Source:
 class FolderImages:
     """All pictures below a folder, in the order of their paths; hidden files are passed over, links followed.
 
-    Labels are the first-level sub-folders, when all pictures lie in such.
+    Where there are none, the .npy files are the pictures. Labels are the first-level sub-folders, when all pictures lie
+    in such.
     """
 
     def __init__(self, uri: str, channels: int = 3) -> None:
         self.uri, self.channels = uri, channels
         self.root = Path(uri).expanduser()
-        names = sorted(_pictures_below(self.root))
+        names = sorted(_pictures_below(self.root)) or sorted(_pictures_below(self.root, ARRAYS))
         if not names:
             raise _no_pictures(uri, self.root)
         # One block of bytes and not a million strings: cheap to send to workers, and never copied by a fork.
@@ -157,7 +159,7 @@ class FolderImages:
         return self._fingerprint
 
 
-def _pictures_below(root: Path) -> Iterator[bytes]:
+def _pictures_below(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[bytes]:
     """Paths relative to `root`, with "/". A link that leads back to a folder above itself is not followed again."""
     open_folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while open_folders:
@@ -176,7 +178,7 @@ def _pictures_below(root: Path) -> Iterator[bytes]:
             path = f"{below}/{entry.name}" if below else entry.name
             if entry.is_dir():
                 open_folders.append((path, (*above, here)))
-            elif entry.name.lower().endswith(EXTENSIONS):
+            elif entry.name.lower().endswith(extensions):
                 yield os.fsencode(path)
 
 
@@ -189,5 +191,5 @@ def _no_pictures(uri: str, root: Path) -> UserError:
         return UserError(
             f"The folder '{uri}' holds no pictures but {', '.join(parquet[:3])}; name the file or a glob of files."
         )
-    kinds = ", ".join(extension[1:] for extension in EXTENSIONS)
+    kinds = ", ".join(extension[1:] for extension in EXTENSIONS + ARRAYS)
     return UserError(f"No picture is in the folder '{uri}' or below it (looked for {kinds}).")

@@ -64,6 +64,7 @@ class Relabelled:
 
     def __init__(self, source: Source, classes: list[str], labels: Int64[np.ndarray, " images"]) -> None:
         self._source, self.classes, self.labels, self.uri = source, classes, labels, source.uri
+        self.channels = getattr(source, "channels", 3)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -85,16 +86,16 @@ class Relabelled:
         return self._source.fingerprint()
 
 
-def open_tasks(task: str, data_root: str | Path | None = None) -> list[Task]:
+def open_tasks(task: str, data_root: str | Path | None = None, channels: int = 3) -> list[Task]:
     """The tasks of `--task`: a folder, a name below `data_root`, a kind of the toy world, or all of them.
 
-    `data_root` may be toyworld:// for its kinds. Raises UserError for a task that is not there, that has no test split
-    or no labels, or whose test split has a class that training lacks.
+    Pictures come with so many `channels`. `data_root` may be toyworld:// for its kinds. Raises UserError for a task
+    that is not there, that has no test split or no labels, or whose test split has a class that training lacks.
     """
     root = str(data_root) if data_root is not None else None
     if task == "all":
-        return [open_task(name, root) for name in all_names(root)]
-    return [open_task(task, root)]
+        return [open_task(name, root, channels) for name in all_names(root)]
+    return [open_task(task, root, channels)]
 
 
 def all_names(root: str | None) -> list[str]:
@@ -126,10 +127,10 @@ def split_uri(folder: Path, name: str) -> str | None:
     return str(folder / name) if (folder / name).is_dir() else None
 
 
-def open_task(name: str, root: str | None) -> Task:
+def open_task(name: str, root: str | None, channels: int = 3) -> Task:
     """One task by path, by name below `root`, or of the toy world."""
     if name.startswith(TOY) or (root is not None and root.startswith(TOY)):
-        return toy_task(name.removeprefix(TOY), (root or TOY).removeprefix(TOY))
+        return toy_task(name.removeprefix(TOY), (root or TOY).removeprefix(TOY), channels)
     folder = Path(name).expanduser()
     root = None if root is None else str(Path(root).expanduser())
     if root is not None and not folder.is_dir():
@@ -137,7 +138,7 @@ def open_task(name: str, root: str | None) -> Task:
         folder = Path(root) / name
     if not folder.is_dir():
         raise UserError(missing(name, root))
-    return folder_task(folder)
+    return folder_task(folder, channels)
 
 
 def missing(name: str, root: str | None) -> str:
@@ -150,7 +151,7 @@ def missing(name: str, root: str | None) -> str:
     return f"There is no task '{name}' in {root}; there are {', '.join(there) or 'none'}.{hint}"
 
 
-def toy_task(kind: str, root_options: str) -> Task:
+def toy_task(kind: str, root_options: str, channels: int = 3) -> Task:
     """A kind of the toy world; options such as size follow after a question mark, of the kind or of the root."""
     kind, _, options = kind.partition("?")
     options = options or root_options.removeprefix("?")
@@ -161,11 +162,11 @@ def toy_task(kind: str, root_options: str) -> Task:
     if "split=" in options:
         raise UserError(f"The task '{kind}?{options}' is both splits: leave 'split=' out.")
     extra = f"&{options}" if options else ""
-    train, test = (open_images(f"{TOY}{kind}?split={split}{extra}") for split in ("train", "test"))
+    train, test = (open_images(f"{TOY}{kind}?split={split}{extra}", channels) for split in ("train", "test"))
     return Task(kind, "top1", train, test, None, list(train.classes or []))
 
 
-def folder_task(folder: Path) -> Task:
+def folder_task(folder: Path, channels: int = 3) -> Task:
     """A task from its folder."""
     where = {name: split_uri(folder, name) for name in ("train", "val", "test")}
     for name in ("train", "test"):
@@ -173,12 +174,14 @@ def folder_task(folder: Path) -> Task:
             raise UserError(
                 f"The task {folder} has no {name} split: it needs {name}.parquet or a folder {name}."
             )
-    train = open_images(str(where["train"]))
+    train = open_images(str(where["train"]), channels)
     classes = class_names(train, folder, "train")
     assert train.labels is not None
     shown = {classes[label] for label in np.unique(train.labels)}
-    test = matched(open_images(str(where["test"])), classes, shown, folder, "test")
-    val = matched(open_images(where["val"]), classes, shown, folder, "val") if where["val"] else None
+    test = matched(open_images(str(where["test"]), channels), classes, shown, folder, "test")
+    val = (
+        matched(open_images(where["val"], channels), classes, shown, folder, "val") if where["val"] else None
+    )
     name = folder.resolve().name
     return Task(name, "mean_per_class" if name in MEAN_PER_CLASS else "top1", train, test, val, classes)
 

@@ -24,6 +24,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moce.config import spelled_size
 from moce.errors import UserError, did_you_mean
 
 NORM_EPS = 1e-6
@@ -78,14 +79,23 @@ def encoder_architecture(name: str) -> str:
     raise UserError(f"timm has no model '{name}'; --model takes its plain ViTs.{did_you_mean(name, short)}")
 
 
+def require_whole_patches(image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    """UserError, with the nearest sizes that work, unless patches fill a picture."""
+    sides = list(zip(image_size, patch_size, strict=True))
+    if all(side % patch == 0 for side, patch in sides):
+        return
+    smaller = spelled_size(*(max(side // patch, 1) * patch for side, patch in sides))
+    larger = spelled_size(*(-(-side // patch) * patch for side, patch in sides))
+    nearest = smaller if smaller == larger else f"{smaller} or {larger}"
+    raise UserError(
+        f"--image-size {spelled_size(*image_size)} is not a multiple of --patch-size {spelled_size(*patch_size)}; the "
+        f"nearest that fit: {nearest}."
+    )
+
+
 def build_encoder(shape: AutoencoderShape) -> VisionTransformer:
     """timm's ViT of this shape, without head. UserError when it is no plain ViT or the sizes do not fit."""
-    for side, patch in zip(shape.image_size, shape.patch_size, strict=True):
-        if side % patch:
-            raise UserError(
-                f"--image-size {side} is not a multiple of --patch-size {patch}; the nearest that fits is "
-                f"{max(round(side / patch), 1) * patch}."
-            )
+    require_whole_patches(shape.image_size, shape.patch_size)
     try:
         encoder = timm.create_model(
             shape.architecture,

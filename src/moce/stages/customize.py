@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from moce.config import CustomizeConfig, verb
+from moce.config import CustomizeConfig, pair, verb
 from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.progress import say, track
@@ -33,8 +33,9 @@ from moce.errors import UserError, did_you_mean
 from moce.images.loader import centred_batches, survey
 from moce.images.sources import Source, open_images
 from moce.model.assigner import Assigner
-from moce.model.autoencoder import build_encoder
+from moce.model.autoencoder import build_encoder, require_whole_patches
 from moce.model.experts import ClusterGate, ExpertAutoencoder
+from moce.model.resize import resize_encoder
 from moce.model.weights import fingerprint, load_model
 from moce.stages.feed import list_unreadable
 
@@ -248,17 +249,22 @@ def customised(
     return slice_encoder(model, selection), choice_of(selection, votes, model), votes
 
 
-def timm_config(model: ExpertAutoencoder, about: dict[str, Any], crop_pct: float) -> dict[str, Any]:
+def timm_config(
+    model: ExpertAutoencoder, about: dict[str, Any], crop_pct: float, image_size: tuple[int, int]
+) -> dict[str, Any]:
     """timm's config.json of a model folder."""
     shape, width = model.shape, model.encoder.embed_dim
     square = lambda pair: pair[0] if pair[0] == pair[1] else list(pair)  # noqa: E731
+    # Older versions of timm (seen in 1.0.20) take every first convolution for one of 3 channels: they try to adapt one
+    # of 4 or 13, cannot, and leave it random. Without its name they load it as it is.
+    first_conv = "patch_embed.proj" if shape.channels == 3 else None
     return {
         "architecture": shape.architecture,
         "num_classes": 0,
         "num_features": width,
         "global_pool": "avg",
         "model_args": {
-            "img_size": square(shape.image_size),
+            "img_size": square(image_size),
             "patch_size": square(shape.patch_size),
             "global_pool": "avg",
             "fc_norm": False,
@@ -267,7 +273,7 @@ def timm_config(model: ExpertAutoencoder, about: dict[str, Any], crop_pct: float
         "pretrained_cfg": {
             "tag": "moce",
             "custom_load": False,
-            "input_size": [shape.channels, *shape.image_size],
+            "input_size": [shape.channels, *image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": crop_pct,
@@ -276,7 +282,7 @@ def timm_config(model: ExpertAutoencoder, about: dict[str, Any], crop_pct: float
             "std": list(about["std"]),
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
+            "first_conv": first_conv,
             "classifier": "head",
         },
     }
@@ -304,6 +310,8 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     """
     device = pick_device(config.device)
     model, header, assigner = read_moce(config.moce, device)
+    image_size = pair(config.image_size) if config.image_size else model.shape.image_size
+    require_whole_patches(image_size, model.shape.patch_size)
     needs_pictures = not config.strategy.startswith("cluster:")
     source = open_images(config.images, model.shape.channels) if config.images is not None else None
     if source is not None and not needs_pictures:
@@ -319,7 +327,8 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         if config.strict:
             raise UserError(f"{choice['warning']} Nothing was written (--strict).")
         say(f"warning: {choice['warning']}", config.quiet)
-    timm_content = timm_config(model, header["about"], assigner.crop_pct)
+    resize_encoder(vit, image_size)
+    timm_content = timm_config(model, header["about"], assigner.crop_pct, image_size)
     with open_run(config.out, "customize", config, inputs, beside=timm_content) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite makes it again", config.quiet)

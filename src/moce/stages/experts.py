@@ -28,6 +28,7 @@ from moce.engine.runs import Run, open_run, read_run
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, readable_substitute, survey
+from moce.images.normalise import IMAGENET, Normalisation
 from moce.images.sources import open_images
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
@@ -77,9 +78,15 @@ class LabelledFeed:
 class ExpertsObjective(nn.Module):
     """Reconstruction, balance, imbalance and distillation."""
 
-    def __init__(self, model: MaskedAutoencoder, dense: MaskedAutoencoder, config: ExpertsConfig) -> None:
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        dense: MaskedAutoencoder,
+        config: ExpertsConfig,
+        pixels: Normalisation = IMAGENET,
+    ) -> None:
         super().__init__()
-        self.trained, self.config = model, config
+        self.trained, self.config, self.pixels = model, config, pixels
         self.teacher = dense.requires_grad_(False) if config.distill else None
         self.layers = model.expert_shape.layers if isinstance(model, ExpertAutoencoder) else ()
         self._warned = False
@@ -87,7 +94,7 @@ class ExpertsObjective(nn.Module):
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and what the gates did."""
         device = self.trained.mask_token.device
-        images = prepared(batch.pictures, self.config, device)
+        images = prepared(batch.pictures, self.config, device, self.pixels)
         noise = mask_noise(batch.pictures, self.config.seed, self.trained.shape.num_patches, device)
         router = self._router(batch, device)
         output = self.trained(images, noise, router)
@@ -362,7 +369,8 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
             return run.result()
         feed = open_feed(source, checked, model.shape.image_size, config)
         labelled = LabelledFeed(feed, clusters.labels, len(clusters.assigner.centroids))
-        objective = ExpertsObjective(model, dense, config)
+        pixels = Normalisation(tuple(header["about"]["mean"]), tuple(header["about"]["std"]))
+        objective = ExpertsObjective(model, dense, config, pixels)
         method = METHODS[config.gate]
         result = train(run, objective, labelled.batches, feed.plan, config, f"train-experts ({method})")
         about = {

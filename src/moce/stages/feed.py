@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,8 +18,9 @@ from moce.engine.files import write_whole
 from moce.engine.progress import say
 from moce.engine.randomness import uniform
 from moce.engine.trainer import Plan
-from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD, finish, flips
+from moce.images.augment import finish, flips
 from moce.images.loader import Batch, Survey, training_batches
+from moce.images.normalise import Normalisation
 from moce.images.sampler import Order
 from moce.images.sources import Source
 
@@ -83,12 +83,12 @@ def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet:
 
 
 def prepared(
-    batch: Batch, config: Training, device: torch.device
+    batch: Batch, config: Training, device: torch.device, pixels: Normalisation
 ) -> Float[Tensor, "images channels rows columns"]:
     """Pictures of a batch on the device, mirrored and normalised."""
     images = batch.images.to(device, non_blocking=True)
     mirrored = flips(config.seed, batch.epochs, batch.indices).to(device) if config.flip else None
-    return finish(images, mirrored, *normalisation(images.shape[1]))
+    return finish(images, mirrored, *pixels)
 
 
 def mask_noise(
@@ -96,10 +96,3 @@ def mask_noise(
 ) -> Float[Tensor, "images patches"]:
     """The noise that decides which patches are masked."""
     return uniform(seed, "mask", batch.epochs, batch.indices, num_patches).to(device)
-
-
-def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) per channel, of values in [0, 1]: ImageNet's for colour, its average otherwise."""
-    if channels == 3:
-        return tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)
-    return (float(np.mean(IMAGENET_MEAN)),) * channels, (float(np.mean(IMAGENET_STD)),) * channels

@@ -1,38 +1,40 @@
 """Stage 0: train a dense masked autoencoder (He et al., arXiv 2111.06377)."""
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from moce.config import PretrainConfig, Training, verb
+from moce.config import PretrainConfig, Training, pair, spelled_size, verb
 from moce.engine.devices import pick_device
 from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, survey
+from moce.images.normalise import IMAGENET, Normalisation, normalisation
 from moce.images.sources import open_images
-from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, shape_json
+from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
-from moce.stages.feed import list_unreadable, mask_noise, normalisation, open_feed, prepared
+from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared
 
 
 class DenseObjective(nn.Module):
     """Reconstruction of masked patches."""
 
-    def __init__(self, model: MaskedAutoencoder, config: PretrainConfig) -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, config: PretrainConfig, pixels: Normalisation = IMAGENET
+    ) -> None:
         super().__init__()
-        self.trained = model
-        self.config = config
+        self.trained, self.config, self.pixels = model, config, pixels
         if config.compile:
             model.compile()
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch of uint8 pictures."""
         device = self.trained.mask_token.device
-        images = prepared(batch, self.config, device)
+        images = prepared(batch, self.config, device, self.pixels)
         noise = mask_noise(batch, self.config.seed, self.trained.shape.num_patches, device)
         return self.trained(images, noise).loss, {}
 
@@ -57,8 +59,8 @@ def new_model(config: PretrainConfig) -> MaskedAutoencoder:
     """The untrained model of a config, the same for a seed."""
     shape = AutoencoderShape(
         architecture=encoder_architecture(config.model),
-        image_size=(config.image_size, config.image_size),
-        patch_size=(config.patch_size, config.patch_size),
+        image_size=pair(config.image_size),
+        patch_size=pair(config.patch_size),
         channels=config.channels,
         decoder_depth=config.decoder_depth,
         decoder_width=config.decoder_width,
@@ -71,19 +73,39 @@ def new_model(config: PretrainConfig) -> MaskedAutoencoder:
         return MaskedAutoencoder(shape)
 
 
-def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> str:
-    """Load an earlier run's weights into `model`; returns their fingerprint."""
+class Start(NamedTuple):
+    """What a run takes over from an earlier one: the same pixels must look the same to the same weights."""
+
+    fingerprint: str
+    pixels: Normalisation
+
+
+def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
+    """Load an earlier run's weights into `model`, positions resampled where its pictures had another size.
+
+    UserError where there is no such run, or its model differs in more than what may differ: the size of the pictures,
+    the mask ratio and the target.
+    """
     if init.startswith(("timm:", "hf:")):
         raise UserError(f"--init {init} is not supported yet: name a run folder of `moce pretrain`.")
-    earlier, _ = load_model(read_run(init, ("pretrain", "train-experts")).path)
-    if dataclasses.replace(earlier.shape, mask_ratio=0, norm_target=True) != dataclasses.replace(
-        model.shape, mask_ratio=0, norm_target=True
-    ):
-        raise UserError(
-            f"--init {init} holds a model of another shape: {earlier.shape}; give the same options."
-        )
+    info = read_run(init, ("pretrain", "train-experts"))
+    info.result()  # says so when the run is not finished
+    earlier, header = load_model(info.path)
+    weights, size = fingerprint(earlier), model.shape.image_size
+    before, now = shape_json(earlier.shape), shape_json(model.shape)
+    for name in ("architecture", "patch_size", "channels", "decoder_depth", "decoder_width", "decoder_heads"):
+        if before[name] != now[name]:
+            spelled = "--" + {"architecture": "model"}.get(name, name).replace("_", "-")
+            raise UserError(
+                f"--init {init} has {spelled} {before[name]}, not {now[name]}; give the same options."
+            )
+    if earlier.shape.image_size != size:
+        sizes = (spelled_size(*earlier.shape.image_size), spelled_size(*size))
+        say(f"--init {init}: positions resampled from {sizes[0]} to {sizes[1]} pixels", quiet)
+        resize(earlier, size)
     say(f"--init {init}: {load_strictly(model, earlier.state_dict(), init)}", quiet)
-    return fingerprint(earlier)
+    about = header["about"]
+    return Start(weights, Normalisation(tuple(about["mean"]), tuple(about["std"])))
 
 
 @verb(PretrainConfig)
@@ -92,13 +114,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     Returns the run's result: loss, steps, images, seconds, images_per_second, parameters, flops_per_image, ...
     """
-    if config.channels not in (1, 3):
-        raise UserError(f"--channels {config.channels} is not supported yet: pictures have 1 or 3 channels.")
     pick_device(config.device)  # says so before anything is written
     model = new_model(config)
-    inputs = {}
-    if config.init:
-        inputs["weights of --init"] = starting_weights(model, config.init, config.quiet)
+    start = starting_weights(model, config.init, config.quiet) if config.init else None
+    inputs = {"weights of --init": start.fingerprint} if start else {}
     source = open_images(config.images, config.channels)
     inputs["images"] = source.fingerprint()
     checked = survey(source, config.quiet)
@@ -107,10 +126,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)
             return run.result()
         feed = open_feed(source, checked, model.shape.image_size, config)
-        objective = DenseObjective(model, config)
+        pixels = (
+            start.pixels
+            if start
+            else normalisation(source, config.channels, checked.unreadable, config.quiet)
+        )
+        objective = DenseObjective(model, config, pixels)
         result = train(run, objective, feed.batches, feed.plan, config, "pretrain")
-        mean, std = normalisation(config.channels)
-        about = {"method": "MAE", "mean": mean, "std": std, "images": inputs["images"], "seed": config.seed}
+        about = {"method": "MAE", **pixels._asdict(), "images": inputs["images"], "seed": config.seed}
         save_model(run.path / "model.safetensors", model, about)
         list_unreadable(run.path, source, feed.unreadable, config.quiet)
         return run.finish(

@@ -83,7 +83,8 @@ def small_pictures(
 
 
 def sheet(pictures: UInt8[Tensor, "places channels rows columns"]) -> Image.Image:
-    """Pictures in rows of four, on white."""
+    """Pictures in rows of four, on white; of more than three channels the first three, of two the first."""
+    pictures = pictures[:, : 3 if pictures.shape[1] >= 3 else 1]
     num, channels, height, width = pictures.shape
     down = -(-num // ACROSS)
     canvas = np.full(

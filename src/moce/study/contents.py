@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moce.engine.files import read_json, sha256_of
-from moce.engine.runs import RunInfo
+from moce.engine.runs import CONFIG, RunInfo
 from moce.errors import UserError
 from moce.images.augment import centre_crop
 from moce.images.decode import UnreadableImage
@@ -206,7 +206,8 @@ def own_pictures(
 ) -> UInt8[Tensor, "pictures channels height width"] | None:
     """A few pictures of a task, evenly chosen; None where they are not there any more."""
     try:
-        source = open_images(info.config["images"]) if info.config["images"] else None
+        channels = read_json(info.path / CONFIG)["pretrained_cfg"]["input_size"][0]
+        source = open_images(info.config["images"], channels) if info.config["images"] else None
     except UserError:
         return None
     if source is None or source.fingerprint() != info.inputs.get("images"):

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 import moce
-from moce.config import InspectConfig, verb
+from moce.config import InspectConfig, spelled_size, verb
 from moce.engine.files import read_json
 from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RunInfo, read_run
@@ -18,6 +18,7 @@ from moce.model.weights import read_header, read_tensors
 from moce.study.table import is_evaluation, percent
 
 CHOICE = "choice.json"
+SIZES = ("image_size", "patch_size")  # options that are (height, width) where they are not one number
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def shown(value: Any) -> str:
 
 def spelled(options: dict[str, Any]) -> str:
     """Options as on a command line."""
-    return " ".join(f"--{name.replace('_', '-')} {shown(value)}" for name, value in options.items())
+    sizes = {name: spelled_size(*options[name]) for name in SIZES if isinstance(options.get(name), list)}
+    return " ".join(f"--{name.replace('_', '-')} {shown(v)}" for name, v in {**options, **sizes}.items())
 
 
 def _run(found: Found) -> Described:
@@ -196,9 +198,10 @@ def _customised(found: Found) -> Described:
     info: RunInfo = found.content
     model = read_json(found.path / CONFIG)
     choice = read_json(found.path / CHOICE) if (found.path / CHOICE).is_file() else {}
-    side = "x".join(map(str, model["pretrained_cfg"]["input_size"][1:]))
+    channels, *size = model["pretrained_cfg"]["input_size"]
     lines = [
-        f"a customised model: {model['architecture']} for pictures of {side}, cut out of {info.config['moce']}"
+        f"a customised model: {model['architecture']} for pictures of {_pictures(size, channels)}, cut out of "
+        f"{info.config['moce']}"
     ]
     if choice:
         cluster = "" if choice["cluster"] is None else f", cluster {choice['cluster']}"
@@ -224,8 +227,16 @@ def _sizes(path: Path) -> tuple[int, int]:
 
 
 def _shape(shape: dict[str, Any]) -> str:
-    size, patch = ("x".join(map(str, shape[name])) for name in ("image_size", "patch_size"))
-    return f"{shape['architecture']}, pictures of {size} in patches of {patch}"
+    patch = "x".join(map(str, shape["patch_size"]))
+    pictures = _pictures(shape["image_size"], shape["channels"])
+    return f"{shape['architecture']}, pictures of {pictures} in patches of {patch}"
+
+
+def _pictures(size: list[int], channels: int) -> str:
+    """Height x width, and how many channels where they are not three."""
+    return "x".join(map(str, size)) + (
+        "" if channels == 3 else f" and {channels} channel{'s' * (channels > 1)}"
+    )
 
 
 def _model(found: Found) -> Described:

@@ -26,14 +26,15 @@ from torch import Tensor, nn
 from moce.engine.devices import num_workers_of
 from moce.engine.files import read_json
 from moce.engine.progress import say
-from moce.engine.runs import read_run
+from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
 from moce.images.sources import Source
 from moce.model.assigner import Assigner
-from moce.model.autoencoder import MaskedAutoencoder
+from moce.model.autoencoder import MaskedAutoencoder, require_whole_patches
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
-from moce.model.weights import fingerprint, load_model, load_strictly
+from moce.model.resize import resize, resize_encoder
+from moce.model.weights import fingerprint, load_model, load_strictly, read_header
 from moce.stages.customize import CLUSTERS_FILE, Votes, choice_of, count_votes, select, slice_encoder
 
 CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
@@ -192,28 +193,51 @@ class RoutedViT(Trainable):
 # ---------------------------------------------------------------------------------------------------------- loaders
 
 
-def load_encoder(
-    path: str,
-    device: torch.device,
-    task_train: Source | None = None,
-    num_workers: int = 0,
-    quiet: bool = False,
-) -> Encoder:
-    """The encoder in a run folder or a customised folder.
-
-    `task_train` are the task's training pictures; an experts' run with a cluster gate is sliced by their vote, for
-    which neither their labels nor any other picture is looked at. UserError when there is no such model.
-    """
+def model_folder(path: str) -> Path:
+    """The folder that `path` names; UserError when there is none."""
     if path.startswith(("timm:", "hf:")):
         raise UserError(f"{path}: other people's models are not supported yet; name a run folder of moce.")
     folder = Path(path)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(f"There is no model folder {path}.{did_you_mean(folder.name, beside)}")
-    if is_customised(folder):
-        return customised_encoder(folder, device, quiet)
+    return folder
+
+
+def finished_run(folder: Path) -> RunInfo:
+    """The run in a folder, with a model; UserError where it holds none or is not finished."""
     info = read_run(folder, ("pretrain", "train-experts"))
-    info.result()  # says so when the run is not finished
+    info.result()
+    return info
+
+
+def channels_of(path: str) -> int:
+    """Channels of the pictures that a model takes, without loading it; UserError as for `load_encoder`."""
+    folder = model_folder(path)
+    if is_customised(folder):
+        return int(read_json(folder / CONFIG)["pretrained_cfg"]["input_size"][0])
+    finished_run(folder)
+    return int(read_header(folder / "model.safetensors")["shape"]["channels"])
+
+
+def load_encoder(
+    path: str,
+    device: torch.device,
+    task_train: Source | None = None,
+    num_workers: int = 0,
+    quiet: bool = False,
+    image_size: tuple[int, int] | None = None,
+) -> Encoder:
+    """The encoder in a run folder or a customised folder, for pictures of `image_size`, by default of its own size.
+
+    `task_train` are the task's training pictures; an experts' run with a cluster gate is sliced by their vote, for
+    which neither their labels nor any other picture is looked at, and at the size of pre-training whatever
+    `image_size` says. UserError when there is no such model.
+    """
+    folder = model_folder(path)
+    if is_customised(folder):
+        return customised_encoder(folder, device, quiet, image_size)
+    info = finished_run(folder)
     model, header = load_model(folder)
     about = header["about"]
     facts = {
@@ -223,13 +247,18 @@ def load_encoder(
         "std": tuple(about["std"]),
         "device": device,
     }
+    slices = isinstance(model, ExpertAutoencoder) and model.expert_shape.gate == "cluster"
+    if image_size is not None and not slices:
+        resize(model, image_size)
     if not isinstance(model, ExpertAutoencoder):
         return dense_encoder(model, **facts)
     if model.expert_shape.gate == "token":
         network = RoutedViT(model, balance=info.config["balance"])
         return Frozen(network, fingerprint=fingerprint(model), **sizes(model), **facts)
     assert task_train is not None, "a cluster gate needs the task's pictures"
-    return voted_encoder(model, folder, task_train, num_workers, quiet, **facts)
+    if image_size is not None:  # before the vote, which takes longer
+        require_whole_patches(image_size, model.shape.patch_size)
+    return voted_encoder(model, folder, task_train, num_workers, quiet, image_size, **facts)
 
 
 def sizes(model: MaskedAutoencoder) -> dict[str, Any]:
@@ -243,7 +272,13 @@ def dense_encoder(model: MaskedAutoencoder, **facts: Any) -> Encoder:
 
 
 def voted_encoder(
-    model: ExpertAutoencoder, folder: Path, task_train: Source, num_workers: int, quiet: bool, **facts: Any
+    model: ExpertAutoencoder,
+    folder: Path,
+    task_train: Source,
+    num_workers: int,
+    quiet: bool,
+    image_size: tuple[int, int] | None = None,
+    **facts: Any,
 ) -> Encoder:
     """The slice that the task's training pictures vote for, as `moce customize --strategy vote` makes it."""
     clusters = folder / CLUSTERS_FILE
@@ -257,7 +292,10 @@ def voted_encoder(
         say(f"warning: {choice['warning']}", quiet)
     vit = slice_encoder(model, selection)
     about = {"choice": chosen(choice)}
-    return Frozen(PlainViT(vit), fingerprint=fingerprint(vit), **sizes(model), about=about, **facts)
+    size = image_size or model.shape.image_size
+    resize_encoder(vit, size)
+    own = {**sizes(model), "image_size": size}
+    return Frozen(PlainViT(vit), fingerprint=fingerprint(vit), **own, about=about, **facts)
 
 
 _votes: dict[tuple, Votes] = {}  # kept by file and task: every protocol in a process uses the same slice
@@ -265,13 +303,15 @@ _votes: dict[tuple, Votes] = {}  # kept by file and task: every protocol in a pr
 
 def is_customised(folder: Path) -> bool:
     """Whether a folder is one that timm loads with `local-dir:`, as `moce customize` writes it."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     return path.is_file() and "architecture" in read_json(path)
 
 
-def customised_encoder(folder: Path, device: torch.device, quiet: bool = False) -> Encoder:
+def customised_encoder(
+    folder: Path, device: torch.device, quiet: bool = False, image_size: tuple[int, int] | None = None
+) -> Encoder:
     """A customised folder, through timm; every weight of the file must find its place and none may be missing."""
-    content = read_json(folder / "config.json")
+    content = read_json(folder / CONFIG)
     try:
         vit = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
         weights = load_file(folder / "model.safetensors")
@@ -284,13 +324,15 @@ def customised_encoder(folder: Path, device: torch.device, quiet: bool = False) 
     if (folder / "choice.json").is_file():
         about["choice"] = chosen(read_json(folder / "choice.json"))
     given = content["pretrained_cfg"]
+    size = image_size or tuple(given["input_size"][1:])
+    resize_encoder(vit, size)
     return Frozen(
         PlainViT(vit),
         name=str(folder),
         method="MoCE" if about else content["architecture"],
         fingerprint=fingerprint(vit),
         width=vit.embed_dim,
-        image_size=tuple(given["input_size"][1:]),
+        image_size=size,
         mean=tuple(given["mean"]),
         std=tuple(given["std"]),
         crop_pct=given["crop_pct"],

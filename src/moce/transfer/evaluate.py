@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from moce.config import EvaluateConfig, verb
+from moce.config import EvaluateConfig, pair, verb
 from moce.engine.devices import peak_rss_bytes, pick_device
 from moce.engine.progress import say, track
 from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import survey
 from moce.images.tasks import Task, open_tasks, split
-from moce.transfer.encoder import Encoder, load_encoder
+from moce.transfer.encoder import Encoder, channels_of, load_encoder
 from moce.transfer.finetune import Recipe, finetune
 from moce.transfer.metrics import listed, per_class, score, scorer
 from moce.transfer.pictures import Joined, Pictures
@@ -33,10 +33,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
-    tasks = open_tasks(config.task, config.data_root)
+    tasks = open_tasks(config.task, config.data_root, channels_of(config.model))
+    image_size = None if config.image_size is None else pair(config.image_size)
     results: list[dict[str, Any]] = []
     for task in tasks:
-        encoder = load_encoder(config.model, device, task.train, config.num_workers, config.quiet)
+        encoder = load_encoder(config.model, device, task.train, config.num_workers, config.quiet, image_size)
         if unreadable := num_unreadable(task, config.quiet):
             say(f"{unreadable} pictures of {task.name} cannot be read and are left out", config.quiet)
         for protocol in protocols:

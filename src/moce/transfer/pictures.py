@@ -35,6 +35,7 @@ class Joined:
         self.parts = parts
         self.uri = " + ".join(part.uri for part in parts)
         self.classes = parts[0].classes
+        self.channels = getattr(parts[0], "channels", 3)
         labels = [part.labels for part in parts if part.labels is not None]
         self.labels = np.concatenate(labels) if len(labels) == len(parts) else None
         self._starts = [0, *accumulate(len(part) for part in parts)]

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from moce.errors import UserError, did_you_mean
@@ -32,14 +33,19 @@ _SERIAL = 1500  # fewer pictures than this are drawn sooner than processes start
 
 
 class ToyWorld:
-    """Built-in pictures of one kind, of a half, or of all kinds.
+    """Built-in pictures of one kind, of a half, or of all kinds; with one channel in grey.
 
     classes: "cat", ... within one kind, "creatures/cat", ... in a group of kinds. labels int64 [n]. kinds int64 [n]:
     which of `kind_names` a picture is of, to compare clusters with.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, channels: int = 3) -> None:
         self.kind, options = _parsed(uri)
+        if channels not in (1, 3):
+            raise UserError(
+                f"'{uri}' has pictures in colour or grey, of 3 channels or 1, not of {channels} (--channels)."
+            )
+        self.channels = channels
         self.split = options.get("split", "train")
         if self.split not in PER_CLASS:
             raise UserError(
@@ -68,19 +74,19 @@ class ToyWorld:
         return f"ToyWorld('{self.uri}')"
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int]:
-        """One picture, uint8 [3, size, size], and its label."""
+        """One picture, uint8 [channels, size, size], and its label."""
         index = range(self.num)[index]
         if self._array is not None:
             return self._array[index], int(self.labels[index])
         return torch.from_numpy(self._draw(index)), int(self.labels[index])
 
     def array(self, num_workers: int | None = None) -> UInt8[Tensor, "images channels rows columns"]:
-        """The whole split, uint8 [n, 3, size, size]; drawn once, by as many processes as there are cores.
+        """The whole split, uint8 [n, channels, size, size]; drawn once, by as many processes as there are cores.
 
         The pictures do not depend on the number of processes.
         """
         if self._array is None:
-            drawn = np.empty((self.num, 3, self.size, self.size), dtype=np.uint8)
+            drawn = np.empty((self.num, self.channels, self.size, self.size), dtype=np.uint8)
             for start, part in self._parts(_cores() if num_workers is None else num_workers):
                 drawn[start : start + len(part)] = part
             self._array = torch.from_numpy(drawn)
@@ -102,6 +108,8 @@ class ToyWorld:
     def _draw(self, index: int) -> np.ndarray:
         kind, name = self._pairs[int(self.labels[index])]
         hwc = picture(kind, name, self.split, index // len(self._pairs), self.size, self.seed)
+        if self.channels == 1:
+            return np.array(Image.fromarray(hwc).convert("L"))[None]
         return np.ascontiguousarray(hwc.transpose(2, 0, 1))
 
     def _draw_part(self, start: int) -> np.ndarray:
