@@ -120,7 +120,7 @@ def test_streams_and_empty_splits(tmp_path: Path) -> None:
     assert "by its index" in refusal(f"hf://{folder}?streaming=true")
     assert len(open_images(f"hf://{folder}?streaming=false")) == 2
     assert "no data" in refusal(f"hf://{folder}?split=train[:0]")
-    assert "no rows" in refusal(f"hf://{write(tmp_path / 'none', train=rows(0))}")
+    assert "no data" in refusal(f"hf://{write(tmp_path / 'none', train=rows(0))}")
     write(tmp_path / "text", train=datasets.Dataset.from_dict({"text": ["a"]}))
     assert "no image column" in refusal(f"hf://{tmp_path}/text") and "text (string)" in refusal(
         f"hf://{tmp_path}/text"

@@ -86,6 +86,15 @@ def test_order_is_by_name_and_odd_names_work(tmp_path: Path) -> None:
     check_protocol(source)
 
 
+def test_class_folders_may_be_called_anything(tmp_path: Path) -> None:
+    names = sorted(["<b onclick=x>&", "日本 語", "Ελληνικά", "a&amp;b", "x\n.. y", "%20", "{0..2}", "*"])
+    source = open_images(
+        str(fill(tmp_path / "ü*[", *[f"{name}/{i}.png" for name in names for i in range(2)]))
+    )
+    check_protocol(source)
+    assert source.classes == names and values(source) == list(range(2 * len(names)))
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     fill(tmp_path / "real", "1.png", "2.png")
     (tmp_path / "set").mkdir()

@@ -216,20 +216,6 @@ def test_named_pictures_that_are_not_there(
     assert not (tmp_path / "out").exists()
 
 
-def test_class_folders_with_names_of_any_kind(command, tmp_path: Path) -> None:
-    names = ["<script>alert('x')<", "日本 語", "Ελληνικά", "a&b", "x\n.. y", "%20"]
-    for number, name in enumerate(names):
-        (tmp_path / "p" / name).mkdir(parents=True)
-        for other in range(3):
-            Image.new("RGB", (32, 32), (40 * number, 80, 9 * other)).save(
-                tmp_path / "p" / name / f"{other}.png"
-            )
-    done = command(
-        "pretrain", "--images", tmp_path / "p", "--out", tmp_path / "out", *DEBUG, "--batch-size", "8"
-    )
-    assert done.code == 0, done.stderr
-
-
 # Shapes and models
 
 
