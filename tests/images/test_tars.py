@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -236,6 +238,15 @@ def test_members_that_are_there_twice(tmp_path: Path) -> None:
         tmp_path / "a.tar", [("1.png", picture(1)), ("2.png", picture(2)), ("1.png", picture(3))]
     )
     assert "'1.png' twice" in refusal(f"wds:{path}")
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar command")
+def test_a_picture_with_holes_in_it(tmp_path: Path) -> None:
+    with open(tmp_path / "1.png", "wb") as file:
+        file.truncate(2**20)
+    subprocess.run(["tar", "--sparse", "-cf", "a.tar", "1.png"], cwd=tmp_path, check=True)
+    assert (tmp_path / "a.tar").stat().st_size < 2**20
+    assert "'1.png' as a sparse file" in refusal(f"wds:{tmp_path}/a.tar")
 
 
 def test_labels_that_cannot_be(tmp_path: Path) -> None:

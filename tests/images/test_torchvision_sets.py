@@ -119,6 +119,13 @@ def test_options_have_the_types_of_the_class() -> None:
     assert "is not on disk" in refusal("torchvision://Imagenette?root=none&download=false")
 
 
+def test_sets_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "MovingMNIST").mkdir()
+    np.save(tmp_path / "MovingMNIST" / "mnist_test_seq.npy", np.zeros((20, 2, 64, 64), np.uint8))
+    assert "is no single picture" in refusal(f"torchvision://MovingMNIST?root={tmp_path}")
+    assert "has no pictures" in refusal("torchvision://FakeData?size=0")
+
+
 def test_sets_that_are_not_there(tmp_path: Path) -> None:
     text = refusal(f"torchvision://CIFAR10?root={tmp_path}&train=true")
     assert f"{tmp_path}/cifar-10-batches-py" in text and "download=true" in text and "not on disk" in text
