@@ -36,6 +36,7 @@ META = re.compile(r"__[^/]*__($|/)")
 class TarIndex(NamedTuple):
     """The pictures of one tar in its order. `labels` are texts as they stand there, empty where there is none."""
 
+    stamp: Int64[np.ndarray, "5"]  # of the tar: size, mtime, ctime, inode, and the index's version
     names: np.ndarray  # bytes
     offsets: Int64[np.ndarray, "pictures"]
     sizes: Int64[np.ndarray, "pictures"]
@@ -48,16 +49,17 @@ def index_of(path: Path) -> TarIndex:
         stamp = _stamp(path)
         kept = _kept(path)
         if kept is not None:
-            with suppress(OSError, ValueError, KeyError, TypeError, EOFError), np.load(kept) as file:
+            # A damaged index raises nearly anything.
+            with suppress(Exception), open(kept, "rb") as opened, np.load(opened) as file:
                 if np.array_equal(file["stamp"], stamp):
                     return TarIndex(*(file[name] for name in TarIndex._fields))
-        made = _read(path)
+        made = _read(path, stamp)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror or error}).") from error
     unsettled = time.time() - stamp[1:3].max() / 1e9 < SETTLED
     if kept is not None and not unsettled and np.array_equal(_stamp(path), stamp):
         with suppress(OSError, UserError), write_whole(kept) as temporary, open(temporary, "wb") as file:
-            np.savez(file, stamp=stamp, **made._asdict())
+            np.savez(file, **made._asdict())
     return made
 
 
@@ -82,7 +84,7 @@ def _stamp(path: Path) -> Int64[np.ndarray, "5"]:
     return np.array([status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode, VERSION], np.int64)
 
 
-def _read(path: Path) -> TarIndex:
+def _read(path: Path, stamp: Int64[np.ndarray, "5"]) -> TarIndex:
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, kind in COMPRESSED.items():
@@ -104,7 +106,9 @@ def _read(path: Path) -> TarIndex:
     if not found:
         raise UserError(f"'{path}' holds no picture (looked for {', '.join(PICTURES)}).")
     names, offsets, sizes, labels = zip(*found)
-    return TarIndex(np.array(names), np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels))
+    return TarIndex(
+        stamp, np.array(names), np.array(offsets, np.int64), np.array(sizes, np.int64), np.array(labels)
+    )
 
 
 def _members(path: Path, archive: tarfile.TarFile) -> list[tuple[bytes, int, int, str]]:

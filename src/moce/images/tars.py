@@ -56,10 +56,9 @@ class TarImages:
 
     def __init__(self, uri: str, files: list[Path], channels: int = 3) -> None:
         self.uri, self.files, self.channels = uri, files, channels
-        self._times = [os.stat(path).st_mtime_ns if path.exists() else 0 for path in files]
         self._indexes = [index_of(path) for path in files]
         self._starts = np.cumsum([0] + [len(index.sizes) for index in self._indexes])
-        whole = [path.absolute() for path in files]
+        whole = [Path(os.path.abspath(path)) for path in files]
         above = os.path.commonpath([path.parent for path in whole])
         self._shown = [path.relative_to(above).as_posix() for path in whole]
         texts: list[str] = np.concatenate([index.labels for index in self._indexes]).tolist()
@@ -96,7 +95,7 @@ class TarImages:
         try:
             # Opened for each picture: quick beside decoding one, and there is nothing to share or to run out of.
             with open(self.files[file], "rb", buffering=0) as opened:
-                if os.fstat(opened.fileno()).st_mtime_ns != self._times[file]:
+                if os.fstat(opened.fileno()).st_mtime_ns != known.stamp[1]:
                     raise UserError(f"'{self.files[file]}' was changed while it was being read; start again.")
                 data = os.pread(opened.fileno(), int(known.sizes[place]), int(known.offsets[place]))
         except OSError as error:
