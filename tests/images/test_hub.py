@@ -102,6 +102,17 @@ def test_a_downloaded_data_set_opens_without_a_network(cache: Path) -> None:
     assert "Unknown split" in refusal("hf://somebody/pictures?split=x")
 
 
+def test_a_data_set_that_was_opened_once_opens_without_a_network(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures", train=rows(5), test=rows(2, 30))
+    first = open_images(f"hf://{folder}")
+    # What the library prepares of somebody/pictures has the name of its owner before it.
+    (tmp_path / "prepared" / "pictures").rename(tmp_path / "prepared" / "somebody___pictures")
+    shutil.rmtree(folder)
+    source = open_images("hf://somebody/pictures")
+    assert values(source) == [0, 1, 2, 3, 4] and source.fingerprint() == first.fingerprint()
+    assert values(open_images("hf://somebody/pictures?split=test")) == [30, 31]
+
+
 def test_names_that_are_not_there(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", train=rows(2), test=rows(1))
     text = refusal("hf://somebody/else")
