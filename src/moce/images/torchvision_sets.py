@@ -48,12 +48,15 @@ class TorchvisionImages:
         self._set = _opened(uri, make, self.options, "download" in accepted)
         if not len(self._set):
             raise UserError(f"'{uri}' has no pictures.")
-        first = self._pair(0, (None, None))
-        if first[0] is not None and not isinstance(first[0], Image.Image):
+        try:
+            image, target = self._pair(0)
+        except UnreadableImage:
+            image, target = None, None
+        if image is not None and not isinstance(image, Image.Image):
             raise UserError(f"'{uri}': an item of {self.kind} is no single picture; choose another data set.")
         self._files = _files(self._set)
         self._fingerprint = ""
-        labels = _labels(self._set, first[1])
+        labels = _labels(self._set, target)
         names = _class_names(self._set)
         if labels is not None and names is not None and labels.max() >= len(names):
             names = None
@@ -63,13 +66,11 @@ class TorchvisionImages:
     def __len__(self) -> int:
         return len(self._set)
 
-    def _pair(self, index: int, broken: Any = None) -> tuple[Any, Any]:
-        """(picture, target) as the class gives them. Raises `UnreadableImage` unless there is a substitute."""
+    def _pair(self, index: int) -> tuple[Any, Any]:
+        """(picture, target) as the class gives them. Raises `UnreadableImage`."""
         try:
             item = self._set[index]
         except Exception as error:  # Pillow's readers raise nearly every class there is
-            if broken is not None:
-                return broken
             raise UnreadableImage(str(error) or type(error).__name__) from error
         return (item[0], item[1]) if isinstance(item, tuple) and len(item) > 1 else (item, None)
 
@@ -95,7 +96,7 @@ class TorchvisionImages:
     def fingerprint(self) -> str:
         """Class, options, number and labels; of pictures in files also names and sizes.
 
-        The sets that are no files are those of one release, whose checksums torchvision compares.
+        The sets that are no files are those of one release, which torchvision knows by its checksums.
         """
         if not self._fingerprint:
             options = {k: str(v) for k, v in sorted(self.options.items()) if k not in ("root", "download")}
