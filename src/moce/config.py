@@ -126,7 +126,10 @@ class Training(Common):
 class PretrainConfig(Training):
     """Train a dense masked autoencoder from pictures without labels."""
 
-    images: str = given("pictures: a folder, a parquet file or glob, toyworld://KIND?split=train")
+    images: str = given(
+        "pictures: a folder, a parquet file or glob, wds:GLOB of tar files, hf://NAME?split=train, "
+        "torchvision://NAME?root=DIR&train=true, toyworld://KIND?split=train"
+    )
     out: str = output(dataclasses.MISSING, "folder of the run")
     init: str | None = given(
         "start from these weights: a run of ours, also one of another --image-size", default=None

@@ -14,5 +14,6 @@ class UserError(ValueError):
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """' Did you mean 'x'?' when a choice looks like `word`, else the empty string."""
-    near = difflib.get_close_matches(word.lower(), {c.lower(): c for c in choices}, n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    spelled = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.5)
+    return f" Did you mean '{spelled[near[0]]}'?" if near else ""

@@ -1,6 +1,5 @@
 """A picture is found by its index, whatever it is stored in; bad input is refused in one sentence."""
 
-import io
 import json
 import os
 import pickle
@@ -11,20 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
+from source_checks import check_protocol, picture, refusal, values
 
 from moce.errors import UserError
 from moce.images import parquet
 from moce.images.decode import UnreadableImage
 from moce.images.sources import FolderImages, Source, open_images
-
-
-def picture(value: int, kind: str = "PNG", size: tuple[int, int] = (5, 4)) -> bytes:
-    """An encoded picture of one colour; `size` is (width, height)."""
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -55,25 +46,6 @@ def write_parquet(
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path, row_group_size=rows_in_group)
     return path
-
-
-def values(source: Source) -> list[int]:
-    return [int(source.get(index)[0][0, 0, 0]) for index in range(len(source))]
-
-
-def check_protocol(source: Source) -> None:
-    assert isinstance(source, Source)
-    covered = [index for shard in source.shards() for index in shard]
-    assert covered == list(range(len(source)))
-    assert len({source.name(index) for index in range(len(source))}) == len(source)
-    assert len(source.fingerprint()) == 16 and int(source.fingerprint(), 16) >= 0
-    sent = pickle.loads(pickle.dumps(source))
-    assert len(sent) == len(source) and sent.fingerprint() == source.fingerprint()
-    for index in {0, len(source) - 1}:
-        image, label = source.get(index)
-        assert image.dtype == torch.uint8 and image.shape[0] == 3
-        assert torch.equal(sent.get(index)[0], image)
-        assert label == (None if source.labels is None else source.labels[index])
 
 
 # Folders -----------------------------------------------------------------------------------------------------------
@@ -112,6 +84,15 @@ def test_order_is_by_name_and_odd_names_work(tmp_path: Path) -> None:
     names = [os.fsencode(source.name(i)) for i in range(len(source))]
     assert names == sorted(names) and b"Z/\xff.png" in names
     check_protocol(source)
+
+
+def test_class_folders_may_be_called_anything(tmp_path: Path) -> None:
+    names = sorted(["<b onclick=x>&", "日本 語", "Ελληνικά", "a&amp;b", "x\n.. y", "%20", "{0..2}", "*"])
+    source = open_images(
+        str(fill(tmp_path / "ü*[", *[f"{name}/{i}.png" for name in names for i in range(2)]))
+    )
+    check_protocol(source)
+    assert source.classes == names and values(source) == list(range(2 * len(names)))
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -252,21 +233,6 @@ def test_a_forked_process_reads_on(tmp_path: Path) -> None:
 
 
 # What is refused ---------------------------------------------------------------------------------------------------
-
-
-def refusal(uri: object) -> str:
-    with pytest.raises(UserError) as caught:
-        open_images(str(uri))
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith((".", "?")), text
-    return text
-
-
-@pytest.mark.parametrize(
-    "uri", ["wds:data/{0..9}.tar", "hf://imagenet-1k", "torchvision://CIFAR10?root=x&train=true"]
-)
-def test_what_comes_later_says_so(uri: str) -> None:
-    assert "not supported yet" in refusal(uri) and uri in refusal(uri)
 
 
 def test_unknown_schemes(tmp_path: Path) -> None:

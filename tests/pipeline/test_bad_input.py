@@ -1,9 +1,14 @@
 """Bad input, through the command line: one sentence on stderr, exit code 2, nothing half-written."""
 
+import gzip
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -119,11 +124,95 @@ def test_many_broken_pictures_stop(command, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_parquet_files_that_cannot_be(command, tmp_path: Path) -> None:
+    table = pa.table({"image": [np.random.default_rng(0).bytes(500)] * 9, "label": list(range(9))})
+    pq.write_table(table, tmp_path / "cut.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-40])
+    pq.write_table(table.drop_columns("image"), tmp_path / "numbers.parquet")
+    (tmp_path / "empty").mkdir()
+    for uri, words in {
+        "cut.parquet": ["cut.parquet", "is cut off"],
+        "numbers.parquet": ["has no image column", "label (int64)"],
+        "empty/*.parquet": ["No file matches", "empty/*.parquet"],
+        "empty": ["is empty"],
+    }.items():
+        refused(command("pretrain", "--images", tmp_path / uri, "--out", tmp_path / "out", *DEBUG), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOCE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("cache")
+def test_tar_files_that_cannot_be(command, tmp_path: Path) -> None:
+    tar_of(tmp_path / "climbs.tar", {"1.png": b"x", "../up.png": b"x"})
+    tar_of(tmp_path / "texts.tar", {"1.txt": b"x", "2.json": b"{}"})
+    tar_of(tmp_path / "cut.tar", {"1.png": bytes(5000), "2.png": bytes(5000)})
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:8000])
+    (tmp_path / "packed.tar.gz").write_bytes(gzip.compress((tmp_path / "texts.tar").read_bytes()))
+    for uri, words in {
+        "climbs.tar": ["'../up.png'", "not to be trusted"],
+        "texts.tar": ["texts.tar", "holds no picture"],
+        "cut.tar": ["cut.tar", "is cut off"],
+        "packed.tar.gz": ["compressed (gzip)", "unpack"],
+        "none-*.tar": ["No file matches"],
+        "cut-{0..3}.tar": ["No file matches", "cut-0.tar"],
+    }.items():
+        images = f"wds:{tmp_path / uri}"
+        refused(command("pretrain", "--images", images, "--out", tmp_path / "out", *DEBUG), *words)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "up.png").exists()
+
+
+@pytest.mark.usefixtures("cache")
+def test_broken_pictures_in_a_tar_are_skipped_and_listed(command, tmp_path: Path) -> None:
+    good = io.BytesIO()
+    Image.new("RGB", (40, 32), (90, 80, 70)).save(good, "JPEG")
+    members = {f"a{number:03d}.jpg": good.getvalue() for number in range(39)}
+    tar_of(tmp_path / "a.tar", members | {"z.jpg": b"no picture", "z.txt": b"a text"})
+    images = f"wds:{tmp_path}/a.tar"
+    done = command("pretrain", "--images", images, "--out", tmp_path / "out", *DEBUG)
+    assert done.code == 0, done.stderr
+    assert "1 pictures cannot be read" in done.stderr
+    assert (tmp_path / "out" / "unreadable.txt").read_text().split() == ["39", "a.tar", "z.jpg"]
+
+
 @pytest.mark.parametrize(
-    "uri", ["wds:x.tar", "hf://somebody/pictures", "torchvision://CIFAR10?root=x&train=true"]
+    ("uri", "words"),
+    [
+        ("hf://somebody/pictures", ["somebody/pictures", "local cache"]),
+        ("hf://{here}/none", ["there is no folder", "none"]),
+        ("hf://{here}?split=trian", ["Unknown split", "'train'"]),
+        ("hf://{here}?column=imgae", ["'imgae'", "Did you mean 'image'?"]),
+        ("hf://{here}?streaming=true", ["stream"]),
+        (
+            "torchvision://CIFAR10?root={here}&train=true",
+            ["not on disk", "cifar-10-batches-py", "download=true"],
+        ),
+        ("torchvision://CIFAR11?root={here}", ["Did you mean 'CIFAR10'?"]),
+        ("torchvision://CIFAR10?root={here}&split=train", ["'split'", "root, train, download"]),
+        ("ftp://pictures", ["not supported", "wds:GLOB"]),
+    ],
 )
-def test_sources_that_are_not_there_yet(command, tmp_path: Path, uri: str) -> None:
-    refused(command("pretrain", "--images", uri, "--out", tmp_path / "out", *DEBUG), uri.split(":")[0], "not")
+def test_named_pictures_that_are_not_there(
+    command, tmp_path: Path, uri: str, words: list[str], monkeypatch
+) -> None:
+    if uri.startswith("hf:"):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "prepared")
+    (tmp_path / "here" / "train" / "a").mkdir(parents=True)
+    Image.new("RGB", (40, 32)).save(tmp_path / "here" / "train" / "a" / "1.png")
+    images = uri.format(here=tmp_path / "here")
+    refused(command("pretrain", "--images", images, "--out", tmp_path / "out", *DEBUG), *words)
     assert not (tmp_path / "out").exists()
 
 

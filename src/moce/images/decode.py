@@ -37,8 +37,7 @@ def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows colum
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-            image.load()
-            pixels = np.array(_plain(_upright(image), channels))
+            return pixels_of(image, channels)
     except UnreadableImage:
         raise
     except Exception as error:
@@ -46,7 +45,12 @@ def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows colum
         unknown = isinstance(error, Image.UnidentifiedImageError | LookupError)
         reason = "not a picture" if unknown else str(error).lower()
         raise UnreadableImage(f"{reason or type(error).__name__} ({len(data)} bytes)") from error
-    tensor = torch.from_numpy(pixels)
+
+
+def pixels_of(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "channels rows columns"]:
+    """A picture that Pillow has opened, as `decode` gives it. Raises what Pillow's readers raise on broken bytes."""
+    image.load()
+    tensor = torch.from_numpy(np.array(_plain(_upright(image), channels)))
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from moce.errors import UserError
 from moce.images.arrays import DTYPES, from_lists, numbers_of
 from moce.images.decode import UnreadableImage, decode
+from moce.images.labels import class_names
 
 CACHE_BYTES = 512 * 2**20  # of pictures as they are stored, a process
 
@@ -47,7 +48,7 @@ class ParquetImages:
         if not len(self):
             raise UserError(f"'{uri}' has no rows.")
         self.labels = _joined_labels(uri, about)
-        self.classes = None if self.labels is None else _checked_classes(uri, about[0].classes, self.labels)
+        self.classes = None if self.labels is None else class_names(uri, about[0].classes, self.labels)
         parts = (os.fsencode(path.name) + b"\0" + other.footer for path, other in zip(files, about))
         self._fingerprint = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
         self._forget()
@@ -215,15 +216,6 @@ def _joined_labels(uri: str, about: list[_About]) -> Int64[np.ndarray, "images"]
     if known and sum(map(len, known)) < sum(sum(other.rows) for other in about):
         raise UserError(f"Some files of '{uri}' have labels and some have none.")
     return np.concatenate(known) if known else None
-
-
-def _checked_classes(uri: str, names: list[str] | None, labels: Int64[np.ndarray, "images"]) -> list[str]:
-    highest = int(labels.max())
-    if names is None:
-        return [str(label) for label in range(highest + 1)]
-    if highest >= len(names):
-        raise UserError(f"'{uri}' has the label {highest} but names for {len(names)} classes only.")
-    return names
 
 
 def _class_names(schema: pa.Schema) -> list[str] | None:

@@ -7,7 +7,7 @@ one picture at its own size. Sources travel cheaply to worker processes: open fi
 import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,8 +21,8 @@ from moce.images.parquet import ParquetImages
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 ARRAYS = (".npy",)  # pictures of a folder that has no others; elsewhere they may be anything
-FOLDER_SHARD = 1024  # a folder has no shards of its own: so many neighbours count as one
-LATER = ("wds", "hf", "torchvision")
+EVEN_SHARD = 1024  # what has no shards of its own: so many neighbours count as one
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @runtime_checkable
@@ -64,23 +64,18 @@ class Source(Protocol):
 
 
 def open_images(uri: str, channels: int = 3) -> Source:
-    """A folder, a parquet file or glob, or toyworld://KIND?split=train. `UserError` says what is wrong with `uri`."""
-    scheme = uri.partition(":")[0] if ":" in uri else ""
-    if scheme == "toyworld":
-        from moce.images.toyworld import ToyWorld
-
-        return ToyWorld(uri, channels)
-    if scheme in LATER:
-        raise UserError(
-            f"'{uri}': pictures from {scheme}: are not supported yet; give a folder or a parquet file."
-        )
+    """Pictures by what a person writes: see docs/formats.md. `UserError` says what is wrong with `uri`."""
+    scheme = uri.partition(":")[0]
+    if ":" in uri and scheme in SCHEMES:
+        return SCHEMES[scheme](uri, channels)
     if "://" in uri:
-        raise UserError(
-            f"'{uri}' is not supported; give a folder, a parquet file or glob, or toyworld://KIND."
-        )
+        schemes = ", ".join("wds:GLOB" if name == "wds" else f"{name}://NAME" for name in SCHEMES)
+        raise UserError(f"'{uri}' is not supported; give a folder, a parquet file or glob, or {schemes}.")
     path = Path(uri).expanduser()
     if path.is_dir():
         return FolderImages(uri, channels)
+    if uri.lower().endswith(TARS):
+        return _tars(uri, channels)
     if path.is_file():
         return _open_file(uri, path, channels)
     if glob.has_magic(uri):
@@ -98,6 +93,44 @@ def _open_file(uri: str, path: Path, channels: int) -> Source:
     if path.suffix.lower() in EXTENSIONS + ARRAYS:
         raise UserError(f"'{uri}' is one picture; give the folder that it lies in.")
     return ParquetImages(uri, [path], channels)
+
+
+def _toyworld(uri: str, channels: int) -> Source:
+    from moce.images.toyworld import ToyWorld
+
+    return ToyWorld(uri, channels)
+
+
+def _tars(uri: str, channels: int) -> Source:
+    from moce.images.tars import open_tars
+
+    return open_tars(uri, channels)
+
+
+def _hub(uri: str, channels: int) -> Source:
+    from moce.images.hub import HubImages
+
+    return HubImages(uri, channels)
+
+
+def _torchvision(uri: str, channels: int) -> Source:
+    from moce.images.torchvision_sets import TorchvisionImages
+
+    return TorchvisionImages(uri, channels)
+
+
+# What stands before the colon, and what opens it; each imports its own when it is asked for.
+SCHEMES: dict[str, Callable[[str, int], Source]] = {
+    "wds": _tars,
+    "hf": _hub,
+    "torchvision": _torchvision,
+    "toyworld": _toyworld,
+}
+
+
+def even_shards(num_images: int) -> list[range]:
+    """Runs of 1024 neighbours, for pictures that have no shards of their own."""
+    return [range(i, min(i + EVEN_SHARD, num_images)) for i in range(0, num_images, EVEN_SHARD)]
 
 
 class FolderImages:
@@ -143,7 +176,7 @@ class FolderImages:
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
-        return [range(i, min(i + FOLDER_SHARD, len(self))) for i in range(0, len(self), FOLDER_SHARD)]
+        return even_shards(len(self))
 
     def fingerprint(self) -> str:
         """Paths below the folder, and the files' sizes; asked of the disk once."""
@@ -187,6 +220,11 @@ def _no_pictures(uri: str, root: Path) -> UserError:
     if not entries:
         return UserError(f"The folder '{uri}' is empty.")
     parquet = sorted(name for name in entries if name.endswith(".parquet"))
+    tars = sorted(name for name in entries if name.lower().endswith(TARS))
+    if tars and not parquet:
+        return UserError(
+            f"The folder '{uri}' holds no pictures but {', '.join(tars[:3])}; write wds:{Path(uri, '*.tar')}."
+        )
     if parquet:
         return UserError(
             f"The folder '{uri}' holds no pictures but {', '.join(parquet[:3])}; name the file or a glob of files."

@@ -1,0 +1,225 @@
+"""Data sets of the Hugging Face hub: `hf://owner/name?split=train&config=...&column=image&label=label`.
+
+The `datasets` library finds, downloads and prepares them; it keeps its own copy below HF_HOME, and what is there
+opens without a network. `hf:///path/to/folder` is a folder that is laid out like one of the hub's. The pictures stay
+encoded until `decode` takes them.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from jaxtyping import UInt8
+from torch import Tensor
+
+from moce.errors import UserError, did_you_mean
+from moce.images.decode import UnreadableImage, decode
+from moce.images.labels import classified
+from moce.images.sources import even_shards
+from moce.images.uris import parts_of, refuse_unknown, switch
+
+OPTIONS = ["split", "config", "column", "label", "streaming"]
+ROWS = 10_000  # looked at together when sizes are asked for
+
+
+class HubImages:
+    """The rows of one split. Labels are those of a column of whole numbers, class labels or names."""
+
+    def __init__(self, uri: str, channels: int = 3) -> None:
+        self.uri, self.channels = uri, channels
+        name, options = parts_of(uri, "hf")
+        refuse_unknown(uri, options, OPTIONS)
+        if "streaming" in options and switch(uri, "streaming", options["streaming"]):
+            raise UserError(
+                f"'{uri}': a picture is asked for by its index, which a stream has not; leave streaming out."
+            )
+        rows = _rows(uri, name, options.get("config"), options.get("split"))
+        if not len(rows):
+            raise UserError(f"'{uri}' has no rows.")
+        self.column = _image_column(uri, rows.features, options.get("column"))
+        label = _label_column(uri, rows.features, options.get("label"))
+        self.split = str(rows.split)
+        names = None if label is None else getattr(rows.features[label], "names", None)
+        found = [None] * len(rows) if label is None else rows.with_format(None)[label][:]
+        self.labels, self.classes = classified(uri, found, self.name, names)
+        self._rows = _undecoded(rows.select_columns([self.column]), self.column)
+        self._fingerprint = ""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        """Split and row in it."""
+        return f"{self.split} row {index}"
+
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
+        """See `Source`."""
+        found = self._rows[index][self.column]
+        data, path = (found["bytes"], found["path"]) if isinstance(found, dict) else (found, None)
+        if data is None:
+            if path is None:
+                raise UnreadableImage("no bytes in this row")
+            try:
+                data = Path(path).read_bytes()
+            except OSError as error:
+                raise UnreadableImage(error.strerror or str(error)) from error
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def shards(self) -> list[range]:
+        """Runs of 1024 neighbours."""
+        return even_shards(len(self))
+
+    def fingerprint(self) -> str:
+        """Files' names without their folders, sizes, number and labels: the library's own differs by machine."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for batch in self._rows.with_format("arrow").iter(ROWS):
+                for name, size in _names_and_sizes(batch.column(0)):
+                    digest.update(os.fsencode(name) + b"\0%d\0" % size)
+            if self.labels is not None:
+                digest.update(self.labels.astype("<i8").tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+
+def _names_and_sizes(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
+    """Of each row; -1 where there is nothing. The bytes themselves are not read."""
+    import pyarrow.compute as pc
+
+    nested = pa.types.is_struct(column.type)
+    data = pc.struct_field(column, "bytes") if nested else column
+    paths = pc.struct_field(column, "path").to_pylist() if nested else [None] * len(column)
+    for path, size in zip(paths, pc.binary_length(data).to_pylist()):
+        if size is None and path is not None:
+            try:
+                size = os.stat(path).st_size
+            except OSError:
+                size = -1
+        yield os.path.basename(path or ""), -1 if size is None else size
+
+
+def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
+    """The split as a `datasets.Dataset`."""
+    datasets = _library(uri)
+    path = os.path.expanduser(name)
+    local = path.startswith((os.sep, "."))
+    if local and not os.path.isdir(path):
+        raise UserError(f"'{uri}': there is no folder '{path}'.")
+    with _progress_for_people(datasets):
+        try:
+            found = datasets.load_dataset(path, config, split=split)
+        # The library raises most classes there are, and httpx's besides.
+        except Exception as error:
+            downloaded = None if local else _downloaded(name)
+            if downloaded is None:
+                raise UserError(_refusal(uri, error)) from error
+            try:
+                found = datasets.load_dataset(downloaded, config, split=split)
+            except Exception as again:
+                raise UserError(_refusal(uri, again)) from again
+    if isinstance(found, dict):
+        chosen = "train" if "train" in found or len(found) != 1 else next(iter(found))
+        if chosen not in found:
+            raise UserError(f"'{uri}': say which split with ?split= and one of {', '.join(found)}.")
+        found = found[chosen]
+    return found
+
+
+def _library(uri: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"'{uri}' needs the library datasets: pip install moce[hub].") from error
+    return datasets
+
+
+@contextmanager
+def _progress_for_people(datasets: Any) -> Iterator[None]:
+    """The library's bars are for terminals."""
+    shown = datasets.are_progress_bars_disabled() or sys.stderr.isatty()
+    if not shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()
+
+
+def _downloaded(name: str) -> str | None:
+    """The folder of a data set that was downloaded as it is, where there is one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, repo_type="dataset", local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _refusal(uri: str, error: Exception) -> str:
+    """What the library says, as one sentence; for a config or split that is not there, it says which there are."""
+    reason: BaseException = error
+    while type(error).__name__ == "DatasetGenerationError" and reason.__cause__ is not None:
+        reason = reason.__cause__
+    text = " ".join((str(reason) or type(reason).__name__).partition("Example of usage")[0].split())
+    hint = ""
+    if isinstance(error, ConnectionError):
+        hint = " It is not in the local cache either; connect this machine, or copy it here and write hf:///FOLDER."
+    elif text.startswith("Config name is missing"):
+        hint = " Write ?config=NAME."
+    return f"'{uri}' cannot be opened: {text.rstrip('.!')}.{hint}"
+
+
+def _image_column(uri: str, features: dict[str, Any], column: str | None) -> str:
+    """'image' where it holds pictures, else the only column that does."""
+    holding = [name for name, feature in features.items() if _holds_pictures(feature)]
+    if column is None and ("image" in holding or len(holding) == 1):
+        return "image" if "image" in holding else holding[0]
+    if column in holding:
+        return column
+    fault = "no image column" if not holding else "several image columns: say which with ?column="
+    if column is not None:
+        fault = f"no image column '{column}'"
+    there = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
+    raise UserError(f"'{uri}' has {fault}; its columns are {there}.{did_you_mean(column or '', holding)}")
+
+
+def _holds_pictures(feature: Any) -> bool:
+    return _kind(feature) in ("Image", "binary", "large_binary")
+
+
+def _kind(feature: Any) -> str:
+    return str(getattr(feature, "dtype", "")) if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def _label_column(uri: str, features: dict[str, Any], label: str | None) -> str | None:
+    """The column asked for, or 'label' where it holds classes; None for no labels."""
+    fitting = [
+        name
+        for name, feature in features.items()
+        if _kind(feature) in ("ClassLabel", "string", "large_string")
+        or _kind(feature).startswith(("int", "uint"))
+    ]
+    if label is None:
+        return "label" if "label" in fitting else None
+    if label not in fitting:
+        raise UserError(
+            f"'{uri}' has no column '{label}' of labels, only {', '.join(fitting) or 'none'}."
+            f"{did_you_mean(label, fitting)}"
+        )
+    return label
+
+
+def _undecoded(rows: Any, column: str) -> Any:
+    """The rows with pictures as {bytes, path}."""
+    if _kind(rows.features[column]) != "Image":
+        return rows
+    import datasets
+
+    return rows.cast_column(column, datasets.Image(decode=False))
