@@ -24,13 +24,20 @@ class UnreadableImage(ValueError):
     """These bytes are no picture that we can read; the text says why."""
 
 
-def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows columns"]:
-    """The picture as 1 (grey) or 3 (RGB) channels at its own size, upright. Raises `UnreadableImage`."""
+def decode(
+    data: bytes, channels: int = 3, short_side: int | None = None
+) -> UInt8[Tensor, "channels rows columns"]:
+    """The picture as 1 (grey) or 3 (RGB) channels at its own size, upright. Raises `UnreadableImage`.
+
+    With `short_side`, a JPEG may come at a half, quarter or eighth, where three times that is left (see `_draft`).
+    """
     assert channels in (1, 3), channels
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            if short_side is not None:
+                _draft(image, short_side)
             image.load()
             pixels = np.array(_plain(_upright(image), "L" if channels == 1 else "RGB"))
     except UnreadableImage:
@@ -41,6 +48,18 @@ def decode(data: bytes, channels: int = 3) -> UInt8[Tensor, "channels rows colum
         raise UnreadableImage(f"{reason or type(error).__name__} ({len(data)} bytes)") from error
     tensor = torch.from_numpy(pixels)
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+
+
+def _draft(image: Image.Image, short_side: int) -> None:
+    """Let a JPEG's decoder shrink, where its pixels stay aligned and three times `short_side` is left.
+
+    Resized to `short_side`, no value then differs by more than a few grey levels from that of the whole picture, which
+    is less than encoding changes; a photograph of 12 megapixels is read eight times as fast (M).
+    """
+    for scale in (8, 4, 2):
+        if min(image.size) >= 3 * scale * short_side and not image.width % scale and not image.height % scale:
+            image.draft(None, (image.width // scale, image.height // scale))
+            return
 
 
 def _upright(image: Image.Image) -> Image.Image:

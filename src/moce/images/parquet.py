@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt8
 from torch import Tensor
@@ -80,11 +79,25 @@ class ParquetImages:
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
-        group = self._group_of(index)
-        data = self._pictures(group)[index - int(self._starts[group])].as_py()
+        data = self.encoded(index)
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file of the picture. Raises `UnreadableImage`."""
+        value = self._value(index)
+        data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise UnreadableImage("no bytes in this row")
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+        return data
+
+    def path(self, index: int) -> str | None:
+        """The name that is kept beside the picture; None where there is none."""
+        value = self._value(index)
+        return value.get("path") if isinstance(value, dict) else None
+
+    def _value(self, index: int) -> Any:
+        group = self._group_of(index)
+        return self._pictures(group)[index - int(self._starts[group])].as_py()
 
     def _pictures(self, group: int) -> pa.ChunkedArray:
         """The compressed pictures of a row group."""
@@ -103,8 +116,6 @@ class ParquetImages:
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"'{self.files[file]}' is damaged: {_first_line(error)}") from error
             pictures = table.column(0)
-            if pa.types.is_struct(pictures.type):
-                pictures = pc.struct_field(pictures, "bytes")
             self._groups[group] = pictures
             while len(self._groups) > 1 and sum(a.nbytes for a in self._groups.values()) > CACHE_BYTES:
                 self._groups.popitem(last=False)

@@ -26,7 +26,11 @@ LATER = ("wds", "hf", "torchvision")
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures by index. One that makes its pictures itself may offer all at once: `array() -> UInt8 Tensor`."""
+    """Pictures by index.
+
+    A source may offer more: `array() -> UInt8 Tensor` all pictures at once, where they need no decoding;
+    `encoded(index) -> bytes` the file of a picture; `path(index) -> str | None` the name that is kept beside it.
+    """
 
     @property
     def uri(self) -> str:
@@ -63,7 +67,10 @@ class Source(Protocol):
 
 
 def open_images(uri: str, channels: int = 3) -> Source:
-    """A folder, a parquet file or glob, or toyworld://KIND?split=train. `UserError` says what is wrong with `uri`."""
+    """A folder, a prepared folder, a parquet file or glob, or toyworld://KIND?split=train.
+
+    `UserError` says what is wrong with `uri`.
+    """
     scheme = uri.partition(":")[0] if ":" in uri else ""
     if scheme == "toyworld":
         from moce.images.toyworld import ToyWorld
@@ -79,7 +86,9 @@ def open_images(uri: str, channels: int = 3) -> Source:
         )
     path = Path(uri).expanduser()
     if path.is_dir():
-        return FolderImages(uri, channels)
+        from moce.images.prepared import is_prepared, open_prepared
+
+        return open_prepared(uri, path, channels) if is_prepared(path) else FolderImages(uri, channels)
     if path.is_file():
         return _open_file(uri, path, channels)
     if glob.has_magic(uri):
@@ -133,11 +142,15 @@ class FolderImages:
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
+        data = self.encoded(index)
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file of the picture. Raises `UnreadableImage`."""
         try:
-            data = (self.root / self.name(index)).read_bytes()
+            return (self.root / self.name(index)).read_bytes()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
