@@ -68,15 +68,16 @@ def is_prepared(folder: Path) -> bool:
 
 def read_prepared(folder: Path) -> Prepared:
     """What a prepared folder says of itself."""
-    content = {k: v for k, v in read_json(folder / MARKER).items() if k not in ("kind", "schema")}
+    content = {
+        name: value for name, value in read_json(folder / MARKER).items() if name not in ("kind", "schema")
+    }
     try:
-        found = Prepared(**content)
-    except TypeError:
+        content["unreadable"] = [(index, reason) for index, reason in content["unreadable"]]
+        return Prepared(**content)
+    except (TypeError, KeyError):
         raise UserError(
             f"{folder / MARKER} is of another version of moce; prepare the pictures again."
         ) from None
-    found.unreadable = [(index, reason) for index, reason in found.unreadable]
-    return found
 
 
 def open_prepared(uri: str, folder: Path, channels: int = 3) -> Source:
