@@ -1,6 +1,7 @@
 """`moce prepare`: every format opens with the pictures, labels and names of the original; nothing is lost by a kill."""
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -155,6 +157,34 @@ def test_pictures_that_are_drawn_and_grey_ones(tmp_path: Path) -> None:
         UserError, match="holds pictures of 1 channels and 3 are needed; prepare .* --channels 3"
     ):
         open_images(str(tmp_path / "grey"))
+
+
+def test_names_come_from_the_source_where_it_keeps_them(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 12), "red").save(buffer, "PNG")
+    data = buffer.getvalue()
+    columns = {
+        "kept": pa.array([{"bytes": data, "path": "a/b.png"}, {"bytes": data, "path": None}]),
+        "plain": pa.array([data, data]),
+    }
+    for name, column in columns.items():
+        pq.write_table(pa.table({"image": column}), tmp_path / f"{name}.parquet")
+        images = tmp_path / f"{name}.parquet"
+        moce.prepare(images=images, out=tmp_path / name, short_side=8, num_workers=0, quiet=True)
+    kept, plain = (open_images(str(tmp_path / name)) for name in columns)
+    assert kept.path(0) == "a/b.png" and kept.path(1) == "kept.parquet row 1"
+    assert plain.name(1) == "plain.parquet row 1 (pictures-00000.parquet row 1)"
+    assert kept.labels is None and kept.classes is None
+
+
+def test_prepared_tar_files_are_a_source_too(prepared: Path) -> None:
+    original = open_images(str(prepared / "in"))
+    try:
+        small = open_images(str(prepared / "tar"))
+    except UserError as error:
+        pytest.skip(str(error))
+    assert small.classes == original.classes and small.labels.tolist() == original.labels[KEPT].tolist()
+    assert torch.equal(small.get(9)[0], decode(small_jpeg(original, 10, 20, 90).data))
 
 
 # Training from it --------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Bytes to a uint8 tensor, upright, without transparency, first frame; or `UnreadableImage` with the reason.
 
 Every odd format ends as grey or RGB of 8 bits: EXIF orientation is applied, transparency is laid on white,
-palettes and CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits. Pillow does the work; the format
-is limited to those below, since Pillow would otherwise try some forty readers, several of which start other
-programs.
+palettes and CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits, colour profiles (ICC) are ignored.
+Pillow does the work; the format is limited to those below, since Pillow would otherwise try some forty readers,
+several of which start other programs.
 """
 
 import contextlib
@@ -12,10 +12,12 @@ import io
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+if features.check("avif"):  # from Pillow 11.3 on
+    FORMATS += ("AVIF",)
 MAX_PIXELS = 2**26
 """Larger pictures (8192 x 8192) are refused: a few hundred bytes can claim to be gigabytes."""
 

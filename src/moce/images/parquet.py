@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt8
 from torch import Tensor
@@ -51,12 +52,13 @@ class ParquetImages:
 
     def _forget(self) -> None:
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._paths: tuple[int, list[str | None]] | None = None  # of the group that was asked for last
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for cache in ("_groups", "_lock"):
+        for cache in ("_groups", "_paths", "_lock"):
             del state[cache]
         return state
 
@@ -79,25 +81,30 @@ class ParquetImages:
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
-        data = self.encoded(index)
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
-
-    def encoded(self, index: int) -> bytes:
-        """The file of the picture. Raises `UnreadableImage`."""
-        value = self._value(index)
-        data = value.get("bytes") if isinstance(value, dict) else value
+        group = self._group_of(index)
+        data = self._pictures(group)[index - int(self._starts[group])].as_py()
         if data is None:
             raise UnreadableImage("no bytes in this row")
-        return data
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes | None:
+        """The file of the picture; None where there is none to be had."""
+        group = self._group_of(index)
+        data = self._pictures(group)[index - int(self._starts[group])].as_py()
+        return data if isinstance(data, bytes) else None
 
     def path(self, index: int) -> str | None:
         """The name that is kept beside the picture; None where there is none."""
-        value = self._value(index)
-        return value.get("path") if isinstance(value, dict) else None
-
-    def _value(self, index: int) -> Any:
         group = self._group_of(index)
-        return self._pictures(group)[index - int(self._starts[group])].as_py()
+        if self._paths is None or self._paths[0] != group:
+            file, place = self._places[group]
+            with _open_parquet(self.files[file]) as opened:
+                # An inner column is named by its way; where it is missing, nothing is read.
+                table = opened.read_row_group(place, columns=[f"{self.column}.path"], use_threads=False)
+            rows = table.column(0).to_pylist() if table.num_columns else [None] * table.num_rows
+            self._paths = group, [row.get("path") if isinstance(row, dict) else None for row in rows]
+        found = self._paths[1][index - int(self._starts[group])]
+        return found if isinstance(found, str) else None
 
     def _pictures(self, group: int) -> pa.ChunkedArray:
         """The compressed pictures of a row group."""
@@ -116,6 +123,8 @@ class ParquetImages:
             except (OSError, pa.ArrowException) as error:
                 raise UserError(f"'{self.files[file]}' is damaged: {_first_line(error)}") from error
             pictures = table.column(0)
+            if pa.types.is_struct(pictures.type):
+                pictures = pc.struct_field(pictures, "bytes")
             self._groups[group] = pictures
             while len(self._groups) > 1 and sum(a.nbytes for a in self._groups.values()) > CACHE_BYTES:
                 self._groups.popitem(last=False)

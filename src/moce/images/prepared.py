@@ -17,10 +17,11 @@ from torch import Tensor
 from moce.engine.files import read_json, write_json
 from moce.errors import UserError
 from moce.images.parquet import ParquetImages
-from moce.images.sources import FOLDER_SHARD, Source, open_images
+from moce.images.sources import Source, open_images
 
 MARKER = "prepared.json"
 PIXELS, LABELS, NAMES = "images.npy", "labels.npy", "names.txt"  # of the format `array`
+SHARD = 1024  # neighbours in an array that count as stored together
 KIND = "moce prepared pictures"
 
 
@@ -96,7 +97,9 @@ def open_prepared(uri: str, folder: Path, channels: int = 3) -> Source:
         return ArrayImages(uri, folder, about, channels)
     if about.format == "parquet":
         return PreparedParquet(uri, files, about, channels)
-    return open_images(f"wds:{folder}/*.tar", channels)
+    source = open_images(f"wds:{folder}/*.tar", channels)
+    source.classes = about.classes  # type: ignore[misc]  # tar files hold numbers alone
+    return source
 
 
 class PreparedParquet(ParquetImages):
@@ -155,7 +158,7 @@ class ArrayImages:
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
-        return [range(i, min(i + FOLDER_SHARD, len(self))) for i in range(0, len(self), FOLDER_SHARD)]
+        return [range(i, min(i + SHARD, len(self))) for i in range(0, len(self), SHARD)]
 
     def name(self, index: int) -> str:
         """The original's name."""

@@ -16,10 +16,23 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moce.errors import UserError, did_you_mean
-from moce.images.decode import UnreadableImage, decode
+from moce.images.decode import FORMATS, UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".jp2",
+    ".j2k",
+)
+if "AVIF" in FORMATS:
+    EXTENSIONS += (".avif",)
 FOLDER_SHARD = 1024  # a folder has no shards of its own: so many neighbours count as one
 LATER = ("wds", "hf", "torchvision")
 
@@ -29,7 +42,7 @@ class Source(Protocol):
     """Pictures by index.
 
     A source may offer more: `array() -> UInt8 Tensor` all pictures at once, where they need no decoding;
-    `encoded(index) -> bytes` the file of a picture; `path(index) -> str | None` the name that is kept beside it.
+    `encoded(index) -> bytes | None` the file of a picture; `path(index) -> str | None` the name that is kept beside it.
     """
 
     @property
