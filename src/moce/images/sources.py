@@ -19,20 +19,8 @@ from moce.errors import UserError, did_you_mean
 from moce.images.decode import FORMATS, UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
-EXTENSIONS: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".jp2",
-    ".j2k",
-)
-if "AVIF" in FORMATS:
-    EXTENSIONS += (".avif",)
+EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS += (".jp2", ".j2k", ".avif") if "AVIF" in FORMATS else (".jp2", ".j2k")
 FOLDER_SHARD = 1024  # a folder has no shards of its own: so many neighbours count as one
 LATER = ("wds", "hf", "torchvision")
 
@@ -80,10 +68,7 @@ class Source(Protocol):
 
 
 def open_images(uri: str, channels: int = 3) -> Source:
-    """A folder, a prepared folder, a parquet file or glob, or toyworld://KIND?split=train.
-
-    `UserError` says what is wrong with `uri`.
-    """
+    """A folder, a parquet file or glob, or toyworld://KIND?split=train. `UserError` says what is wrong with `uri`."""
     scheme = uri.partition(":")[0] if ":" in uri else ""
     if scheme == "toyworld":
         from moce.images.toyworld import ToyWorld
