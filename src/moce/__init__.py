@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 VERBS = {
     "demo": "moce.study.demo",
+    "prepare": "moce.stages.prepare",
     "pretrain": "moce.stages.pretrain",
     "cluster": "moce.stages.cluster",
     "train_experts": "moce.stages.experts",

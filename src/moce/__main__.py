@@ -18,6 +18,7 @@ from moce.errors import UserError, did_you_mean
 
 CONFIGS: dict[str, type] = {
     "demo": config.DemoConfig,
+    "prepare": config.PrepareConfig,
     "pretrain": config.PretrainConfig,
     "cluster": config.ClusterConfig,
     "train-experts": config.ExpertsConfig,
@@ -26,7 +27,7 @@ CONFIGS: dict[str, type] = {
     "report": config.ReportConfig,
     "inspect": config.InspectConfig,
 }
-LATER = ("study", "prepare", "bench", "export", "explore")
+LATER = ("study", "bench", "export", "explore")
 
 
 class Parser(argparse.ArgumentParser):

@@ -273,6 +273,32 @@ class DemoConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareConfig(Common):
+    """Turn pictures into few small files that train fast."""
+
+    images: str = given("pictures: whatever the other verbs take")
+    out: str = output(dataclasses.MISSING, "folder of the prepared pictures; give it as --images afterwards")
+    short_side: int = method(
+        dataclasses.MISSING,
+        "pictures with a longer short side are resized to it; none is enlarged",
+        at_least=1,
+    )
+    format: Literal["parquet", "tar", "array"] = method(
+        "parquet",
+        "parquet or webdataset tar files of whole pictures as JPEGs; array: the pixels of central squares in a memory "
+        "map, for pictures of up to about 96 pixels",
+    )
+    quality: int = method(90, "of the JPEGs (error about 32 dB, M)", at_least=1, at_most=95)
+    shard_mib: float = method(
+        256.0, "size of a file; array: what is written between notes of progress", above=0
+    )
+    channels: int = method(3, "array: 1 (grey) or 3; the others keep grey and colour as they are", at_least=1)
+    num_workers: int = speed(
+        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig(Common):
     """One self-contained page of the given runs."""
 
@@ -284,7 +310,9 @@ class ReportConfig(Common):
 class InspectConfig(Common):
     """Say what a file or folder of ours holds."""
 
-    path: str = given("a run folder, a model file, a clusters file or a customised model", positional=True)
+    path: str = given(
+        "a run or prepared folder, a model file, a clusters file or a customised model", positional=True
+    )
 
 
 def kind_of(field: dataclasses.Field, owner: type) -> tuple[Any, bool, bool]:

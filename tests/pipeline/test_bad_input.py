@@ -59,7 +59,7 @@ def refused(finished, *words: str) -> None:
             ["--num-clusters", "at least 2"],
         ),
         (["study", "compare", "--out", "y"], ["`moce study` is not there yet"]),
-        (["prepare", "--images", "x"], ["`moce prepare` is not there yet"]),
+        (["prepare", "--images", "x"], ["--out, --short-side must be given"]),
     ],
 )
 def test_commands_that_cannot_be(cli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:

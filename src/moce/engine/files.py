@@ -17,24 +17,10 @@ from moce.errors import UserError
 
 
 @contextmanager
-def write_whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
-    path = Path(path)
+def told_why(path: str | Path) -> Iterator[None]:
+    """What keeps the block from writing `path` becomes a UserError: a full disk, a missing permission."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        yield
     except (OSError, SafetensorError) as error:
         # No space left, quota exceeded, file too large; safetensors has the number in its text alone.
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,6 +33,28 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         if isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError):
             raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
         raise
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with told_why(path):
+            yield temporary
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -106,6 +106,8 @@ class Run:
     def acquire(self) -> None:
         """Take the folder's lock; it goes with the process, however that ends."""
         self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the run is closed
+        # A forked worker holds the lock as well, and may outlive a killed process by seconds.
+        os.register_at_fork(after_in_child=self._lock.close)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

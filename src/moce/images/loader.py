@@ -89,7 +89,7 @@ def training_batches(
     if decoded is None:
         substitute = readable_substitute(unreadable, len(source), order.allowed)
         crops = _Crops(source, order, size, min_scale, seed, substitute, rank, world)
-        return (Batch(*batch) for batch in _load(crops, range(start_step, num_steps), num_workers))
+        return (Batch(*batch) for batch in in_workers(crops, range(start_step, num_steps), num_workers))
     substitute = readable_substitute({*unreadable, *decoded.unreadable}, len(source), order.allowed)
     images = decoded.images if device is None else decoded.images.to(device)
     return _crops_of_array(
@@ -175,7 +175,7 @@ def centred_batches(
     batches = chosen.split(batch_size)
     decoded = read_all(source, quiet, only_if_cheap=True)
     if decoded is None:
-        found = _load(_Centres(source, batches, size, crop_pct), range(len(batches)), num_workers)
+        found = in_workers(_Centres(source, batches, size, crop_pct), range(len(batches)), num_workers)
         return (batch for batch in found if len(batch[0]))
     bad = torch.zeros(len(source), dtype=torch.bool)
     bad[decoded.unreadable] = True
@@ -203,7 +203,7 @@ class _Centres(Dataset):
         return torch.tensor(indices, dtype=torch.int64), torch.stack(crops) if crops else torch.empty(0)
 
 
-def _load(dataset: Dataset, items: range, num_workers: int) -> Iterator[Any]:
+def in_workers(dataset: Dataset, items: range, num_workers: int) -> Iterator[Any]:
     """dataset[i] for each item, in order, made by worker processes that live as long as the iteration."""
     workers = min(spare_cores() if num_workers < 0 else num_workers, len(items))
     loader = DataLoader(

@@ -55,12 +55,16 @@ class ParquetImages:
 
     def _forget(self) -> None:
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._footers: dict[
+            int, pq.FileMetaData
+        ] = {}  # by file: parsing one takes as long as reading a picture
+        self._paths: tuple[int, list[str | None]] | None = None  # of the group that was asked for last
         self._lock = threading.Lock()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for cache in ("_groups", "_lock"):
+        for cache in ("_groups", "_footers", "_paths", "_lock"):
             del state[cache]
         return state
 
@@ -92,6 +96,25 @@ class ParquetImages:
             return from_lists(stored.values, self.channels), label
         return decode(stored.as_py(), self.channels), label
 
+    def encoded(self, index: int) -> bytes | None:
+        """The file of the picture; None where there is none to be had."""
+        group = self._group_of(index)
+        data = self._pictures(group)[index - int(self._starts[group])].as_py()
+        return data if isinstance(data, bytes) else None
+
+    def path(self, index: int) -> str | None:
+        """The name that is kept beside the picture; None where there is none."""
+        group = self._group_of(index)
+        if self._paths is None or self._paths[0] != group:
+            file, place = self._places[group]
+            with _open_parquet(self.files[file], self._footers.get(file)) as opened:
+                # An inner column is named by its way; where it is missing, nothing is read.
+                table = opened.read_row_group(place, columns=[f"{self.column}.path"], use_threads=False)
+            rows = table.column(0).to_pylist() if table.num_columns else [None] * table.num_rows
+            self._paths = group, [row.get("path") if isinstance(row, dict) else None for row in rows]
+        found = self._paths[1][index - int(self._starts[group])]
+        return found if isinstance(found, str) else None
+
     def _pictures(self, group: int) -> pa.ChunkedArray:
         """The compressed pictures of a row group."""
         if self._process != os.getpid():
@@ -103,7 +126,8 @@ class ParquetImages:
                 return self._groups[group]
             file, place = self._places[group]
             try:
-                with _open_parquet(self.files[file]) as opened:
+                with _open_parquet(self.files[file], self._footers.get(file)) as opened:
+                    self._footers[file] = opened.metadata
                     # No threads: Arrow's do not survive a fork.
                     table = opened.read_row_group(place, columns=[self.column], use_threads=False)
             except (OSError, pa.ArrowException) as error:
@@ -150,9 +174,9 @@ def _about(path: Path) -> _About:
         return _About(column, rows, _class_names(file.schema_arrow), labels, _footer(path))
 
 
-def _open_parquet(path: Path) -> pq.ParquetFile:
+def _open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(path, metadata=footer, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"'{path}' is not a parquet file or is cut off: {_first_line(error)}") from error
 

@@ -123,7 +123,7 @@ def _look(
     ):
         for count in pool.map(decode, range(0, len(indices), CHUNK)):
             progress.advance(count)
-    _refuse_if_many(source, sorted(broken), len(indices))
+    refuse_if_many(source, sorted(broken), len(indices))
     unreadable = sorted(index for index, _ in broken)
     key = _key(source)
     size = (shape[1], shape[2]) if shapes == {shape} else None
@@ -139,11 +139,12 @@ def _first_shape(source: Source, indices: Sequence[int]) -> tuple[int, ...]:
             return tuple(source.get(index)[0].shape)
         except UnreadableImage as error:
             reasons.append((index, str(error)))
-    _refuse_if_many(source, reasons, len(indices))
+    refuse_if_many(source, reasons, len(indices))
     raise AssertionError("there are pictures, none of them can be read, and that was not too many")
 
 
-def _refuse_if_many(source: Source, broken: list[tuple[int, str]], checked: int) -> None:
+def refuse_if_many(source: Source, broken: list[tuple[int, str]], checked: int) -> None:
+    """UserError when more than 5 % of the pictures that were looked at are `broken` (index, reason)."""
     if len(broken) > TOLERATED * checked:
         first, reason = broken[0]
         count = f"{len(broken)} of {checked}" if len(broken) < checked else f"All {checked}"

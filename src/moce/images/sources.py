@@ -16,10 +16,11 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moce.errors import UserError, did_you_mean
-from moce.images.decode import UnreadableImage, decode
+from moce.images.decode import FORMATS, UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EXTENSIONS += (".jp2", ".j2k", ".avif") if "AVIF" in FORMATS else (".jp2", ".j2k")
 ARRAYS = (".npy",)  # pictures of a folder that has no others; elsewhere they may be anything
 EVEN_SHARD = 1024  # what has no shards of its own: so many neighbours count as one
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -27,7 +28,11 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures by index. One that makes its pictures itself may offer all at once: `array() -> UInt8 Tensor`."""
+    """Pictures by index.
+
+    A source may offer more: `array() -> UInt8 Tensor` all pictures at once, where they need no decoding;
+    `encoded(index) -> bytes | None` the file of a picture; `path(index) -> str | None` the name that is kept beside it.
+    """
 
     @property
     def uri(self) -> str:
@@ -73,7 +78,9 @@ def open_images(uri: str, channels: int = 3) -> Source:
         raise UserError(f"'{uri}' is not supported; give a folder, a parquet file or glob, or {schemes}.")
     path = Path(uri).expanduser()
     if path.is_dir():
-        return FolderImages(uri, channels)
+        from moce.images.prepared import is_prepared, open_prepared
+
+        return open_prepared(uri, path, channels) if is_prepared(path) else FolderImages(uri, channels)
     if uri.lower().endswith(TARS):
         return _tars(uri, channels)
     if path.is_file():
@@ -168,11 +175,15 @@ class FolderImages:
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
+        data = self.encoded(index)
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file of the picture. Raises `UnreadableImage`."""
         try:
-            data = (self.root / self.name(index)).read_bytes()
+            return (self.root / self.name(index)).read_bytes()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""

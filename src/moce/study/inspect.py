@@ -1,7 +1,7 @@
 """What lies at a path: every file and folder that we write, told by its content, not by its name."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from moce.engine.files import read_json
 from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
+from moce.images.prepared import Prepared, is_prepared, read_prepared
 from moce.model.weights import read_header, read_tensors
 from moce.study.table import is_evaluation, percent
 
@@ -25,8 +26,9 @@ SIZES = ("image_size", "patch_size")  # options that are (height, width) where t
 class Found:
     """What a path holds.
 
-    `kind` is run, customised, model, clusters, checkpoint, thumbs or evaluations; `content` the RunInfo of a run or a
-    customised folder, the JSON header of a file of tensors, or the list of evaluations.
+    `kind` is run, customised, prepared, model, clusters, checkpoint, thumbs or evaluations; `content` the RunInfo of a
+    run or a customised folder, what a prepared folder says of itself, the JSON header of a file of tensors, or the list
+    of evaluations.
     """
 
     kind: str
@@ -52,6 +54,8 @@ def identify(path: str | Path) -> Found:
 
 
 def _folder(path: Path) -> Found:
+    if is_prepared(path):
+        return Found("prepared", path, read_prepared(path))
     if not (path / CONFIG).is_file():
         inside = sorted(p.name for p in path.iterdir() if (p / CONFIG).is_file())
         if inside:
@@ -98,6 +102,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     describe = {
         "run": _run,
         "customised": _customised,
+        "prepared": _prepared,
         "model": _model,
         "clusters": _clusters,
         "checkpoint": _checkpoint,
@@ -217,6 +222,29 @@ def _customised(found: Found) -> Described:
             lines.append(f"warning: {choice['warning']}")
     lines.append(f'load it: timm.create_model("local-dir:{found.path}", pretrained=True, num_classes=N)')
     return lines, {"finished": info.finished, "architecture": model["architecture"], "choice": choice or None}
+
+
+def _prepared(found: Found) -> Described:
+    about: Prepared = found.content
+    side, files = about.short_side, len(about.shards)
+    what = {
+        "parquet": f"JPEGs of a short side of at most {side} in {files} parquet files",
+        "tar": f"JPEGs of a short side of at most {side} in {files} webdataset tar files",
+        "array": f"pixels of squares of {side}, {about.channels} channels, in one memory map",
+    }[about.format]
+    done = f"{about.num_images:,}" if about.finished else f"{about.seen:,} of {about.num_source:,}"
+    state = "" if about.finished else ", not finished (the same command continues it)"
+    lines = [f"{done} prepared pictures{state}: {what}"]
+    before = "" if about.bytes_before is None else f"{about.bytes_before / 2**20:,.1f} MiB became "
+    classes = "no labels" if about.classes is None else f"{len(about.classes)} classes"
+    lines.append(f"from {about.source}; {classes}; {before}{about.bytes_after / 2**20:,.1f} MiB")
+    if about.copied or about.unreadable:
+        lines.append(
+            f"{about.copied:,} JPEGs copied as they were; {len(about.unreadable):,} pictures were unreadable"
+        )
+    if about.finished:
+        lines.append(f"use them: --images {found.path}")
+    return lines, {"finished": about.finished, "prepared": asdict(about)}
 
 
 def _sizes(path: Path) -> tuple[int, int]:

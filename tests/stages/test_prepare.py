@@ -1,0 +1,402 @@
+"""`moce prepare`: every format opens with the pictures, labels and names of the original; nothing is lost by a kill."""
+
+import contextlib
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import moce
+from moce.errors import UserError
+from moce.images import reading
+from moce.images.augment import centre_crop
+from moce.images.decode import decode
+from moce.images.loader import centred_batches, survey, training_batches
+from moce.images.sampler import Order
+from moce.images.shrink import small_jpeg
+from moce.images.sources import open_images
+
+FORMATS = ("parquet", "tar", "array")
+
+
+@pytest.fixture(scope="module")
+def pictures(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny folder and, at index 9, a picture that is cut off."""
+    folder = tmp_path_factory.mktemp("pictures") / "in"
+    shutil.copytree(tiny_folder, folder)
+    data = (folder / "rings" / "1.jpg").read_bytes()
+    (folder / "rings" / "1.jpg").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(pictures: Path) -> Path:
+    """All formats, in files of a few pictures."""
+    for kind in FORMATS:
+        out = pictures.parent / kind
+        moce.prepare(
+            images=pictures, out=out, short_side=20, format=kind, shard_mib=0.004, num_workers=0, quiet=True
+        )
+    return pictures.parent
+
+
+KEPT = [index for index in range(24) if index != 9]
+
+
+# What comes out ----------------------------------------------------------------------------------------------------
+
+
+def test_parquet_opens_with_the_same_labels_and_names(prepared: Path) -> None:
+    original, small = open_images(str(prepared / "in")), open_images(str(prepared / "parquet"))
+    assert small.classes == original.classes == ["blobs", "rings", "stripes"]
+    assert small.labels.tolist() == original.labels[KEPT].tolist()
+    assert len(list((prepared / "parquet").glob("*.parquet"))) > 3
+    for place, index in enumerate(KEPT):
+        assert torch.equal(small.get(place)[0], decode(small_jpeg(original, index, 20, 90).data))
+        assert small.name(place).startswith(f"{original.name(index)} (pictures-0000")
+
+
+def test_parquet_is_what_the_datasets_library_writes(prepared: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = sorted((prepared / "parquet").glob("*.parquet"))
+    features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
+    assert features == datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["blobs", "rings", "stripes"])}
+    )
+    again = pq.read_schema(files[0])
+    assert again.field("image").type == features.arrow_schema.field("image").type
+    assert again.field("label").type == features.arrow_schema.field("label").type
+
+
+def test_tar_files_are_read_by_webdataset_and_tarfile(prepared: Path) -> None:
+    original = open_images(str(prepared / "in"))
+    samples = {}
+    for path in sorted((prepared / "tar").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                samples.setdefault(key, {})[kind] = tar.extractfile(member).read()
+    assert list(samples) == sorted(samples) and len(samples) == 23
+    assert list(samples)[9] == "000000010-rings_2"
+    for index, sample in zip(KEPT, samples.values(), strict=True):
+        assert sample["jpg"] == small_jpeg(original, index, 20, 90).data
+        assert int(sample["cls"]) == original.labels[index]
+    tariterators = pytest.importorskip("webdataset.tariterators")
+    with contextlib.ExitStack() as stack:  # the library leaves files open that it opens itself
+        streams = [
+            {"url": path.name, "stream": stack.enter_context(open(path, "rb"))}
+            for path in sorted((prepared / "tar").glob("*.tar"))
+        ]
+        read = list(tariterators.group_by_keys(tariterators.tar_file_expander(streams)))
+    assert [sample["__key__"] for sample in read] == list(samples)
+    assert [int(sample["cls"]) for sample in read] == original.labels[KEPT].tolist()
+    assert [sample["jpg"] for sample in read] == [sample["jpg"] for sample in samples.values()]
+
+
+def test_the_array_holds_central_squares(prepared: Path) -> None:
+    original, small = open_images(str(prepared / "in")), open_images(str(prepared / "array"))
+    assert small.classes == original.classes and small.labels.tolist() == original.labels[KEPT].tolist()
+    pixels = np.load(prepared / "array" / "images.npy", mmap_mode="r")
+    assert pixels.shape == (23, 3, 20, 20)
+    for place, index in enumerate(KEPT):
+        square = centre_crop(original.get(index)[0], (20, 20))
+        assert torch.equal(small.get(place)[0], square) and np.array_equal(pixels[place], square.numpy())
+        assert small.name(place) == original.name(index)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_could_not_be_read_is_listed(prepared: Path, kind: str) -> None:
+    assert (prepared / kind / "unreadable.txt").read_text() == "9\trings/1.jpg\n"
+    result = json.loads((prepared / kind / "result.json").read_text())
+    assert (result["num_images"], result["unreadable"]) == (23, 1)
+    assert result["bytes_before"] == sum(
+        path.stat().st_size
+        for path in (prepared / "in").rglob("*.*")
+        if path.name != "1.jpg" or path.parent.name != "rings"
+    )
+    files = [
+        p for p in (prepared / kind).iterdir() if p.suffix in (".parquet", ".tar") or p.name == "images.npy"
+    ]
+    assert result["bytes_after"] == sum(path.stat().st_size for path in files) and result["files"] == len(
+        files
+    )
+    assert result["decoded_per_second_before"] > 0
+    assert (result["decoded_per_second_after"] is None) == (kind == "array")
+
+
+def test_pictures_that_are_drawn_and_grey_ones(tmp_path: Path) -> None:
+    toy = "toyworld://digits?num=40&size=16"
+    found = moce.prepare(images=toy, out=tmp_path / "toy", short_side=16, format="array", quiet=True)
+    assert found["bytes_before"] is None and found["num_images"] == 40
+    assert torch.equal(open_images(str(tmp_path / "toy")).array(), open_images(toy).array())
+    moce.prepare(images=toy, out=tmp_path / "jpeg", short_side=16, quiet=True)
+    again = moce.prepare(images=tmp_path / "jpeg", out=tmp_path / "again", short_side=16, quiet=True)
+    assert again["copied"] == 40
+    one, two = (open_images(str(tmp_path / name)) for name in ("jpeg", "again"))
+    assert one.fingerprint() == two.fingerprint() and one.name(3).startswith(open_images(toy).name(3))
+    moce.prepare(
+        images=tmp_path / "jpeg", out=tmp_path / "grey", short_side=16, format="array", channels=1, quiet=True
+    )
+    grey = open_images(str(tmp_path / "grey"), channels=1)
+    assert torch.equal(grey.get(5)[0], open_images(str(tmp_path / "jpeg"), channels=1).get(5)[0])
+    with pytest.raises(
+        UserError, match="holds pictures of 1 channels and 3 are needed; prepare .* --channels 3"
+    ):
+        open_images(str(tmp_path / "grey"))
+
+
+def test_names_come_from_the_source_where_it_keeps_them(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 12), "red").save(buffer, "PNG")
+    data = buffer.getvalue()
+    columns = {
+        "kept": pa.array([{"bytes": data, "path": "a/b.png"}, {"bytes": data, "path": None}]),
+        "plain": pa.array([data, data]),
+    }
+    for name, column in columns.items():
+        pq.write_table(pa.table({"image": column}), tmp_path / f"{name}.parquet")
+        images = tmp_path / f"{name}.parquet"
+        moce.prepare(images=images, out=tmp_path / name, short_side=8, num_workers=0, quiet=True)
+    kept, plain = (open_images(str(tmp_path / name)) for name in columns)
+    assert kept.path(0) == "a/b.png" and kept.path(1) == "kept.parquet row 1"
+    assert plain.name(1) == "plain.parquet row 1 (pictures-00000.parquet row 1)"
+    assert kept.labels is None and kept.classes is None
+
+
+def test_prepared_tar_files_are_a_source_too(prepared: Path) -> None:
+    original = open_images(str(prepared / "in"))
+    try:
+        small = open_images(str(prepared / "tar"))
+    except UserError as error:
+        pytest.skip(str(error))
+    assert small.classes == original.classes and small.labels.tolist() == original.labels[KEPT].tolist()
+    assert torch.equal(small.get(9)[0], decode(small_jpeg(original, 10, 20, 90).data))
+
+
+# Training from it --------------------------------------------------------------------------------------------------
+
+
+def test_batches_from_the_map_are_those_from_memory_and_from_workers(prepared: Path) -> None:
+    source = open_images(str(prepared / "array"))
+    order = Order(len(source), 8, seed=1, kind="shards", shards=source.shards())
+    found = []
+    for cache_gib, workers in ((1.0, 0), (0.0, 0), (0.0, 2)):
+        reading.forget()
+        found.append(list(training_batches(source, order, 16, 0.2, 5, 0, 6, workers, cache_gib, quiet=True)))
+    for batches in found[1:]:
+        for a, b in zip(batches, found[0], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    reading.forget()
+    assert survey(source, cache_gib=0.0) == ((20, 20), [], 23)
+    seen = torch.cat([indices for indices, _ in centred_batches(source, 16, 5, num_workers=2)])
+    assert seen.tolist() == list(range(23))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc what is in memory")
+def test_a_map_is_not_written_to_and_not_read_whole(tmp_path: Path) -> None:
+    """Of a map of 2 GiB (a file with a hole), a few pictures are read."""
+    moce.prepare(
+        images="toyworld://digits?num=8&size=16",
+        out=tmp_path / "a",
+        short_side=16,
+        format="array",
+        quiet=True,
+    )
+    side, number = 256, 2**31 // (3 * 256 * 256)
+    with open(tmp_path / "a" / "images.npy", "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (number, 3, side, side)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + number * 3 * side * side)
+    np.save(tmp_path / "a" / "labels.npy", np.zeros(number, np.int64))
+    about = json.loads((tmp_path / "a" / "prepared.json").read_text())
+    (tmp_path / "a" / "prepared.json").write_text(json.dumps({**about, "num_images": number}))
+    source = open_images(str(tmp_path / "a"))
+    order = Order(len(source), 16, seed=0)
+    reading.forget()
+    before = resident_bytes()
+    for cache_gib in (0.5, 4.0):
+        batches = list(training_batches(source, order, 16, 0.2, 0, 0, 10, cache_gib=cache_gib, quiet=True))
+        assert len(batches) == 10 and not any(batch.images.any() for batch in batches)
+    assert resident_bytes() - before < 2**29
+    reading.forget()
+    source.array()[3] = 7  # stays in this process
+    assert not open_images(str(tmp_path / "a")).get(3)[0].any()
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+# Interrupted, repeated, changed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """288 small files, and a broken one."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(12):
+        for path in sorted(tiny_folder.rglob("*.*")):
+            (folder / f"{path.parent.name}-{number:02d}-{path.name}").hardlink_to(path)
+    (folder / "broken.jpg").write_bytes(b"<html>404</html>")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [("parquet", signal.SIGKILL, -9), ("tar", signal.SIGTERM, 143), ("array", signal.SIGINT, 130)],
+)
+def test_an_interrupted_one_continues_to_the_same_bytes(
+    many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, number: int, code: int
+) -> None:
+    options = {"images": str(many), "short_side": 16, "format": kind, "shard_mib": 0.006}
+    moce.prepare(**options, out=tmp_path / "whole", num_workers=0, quiet=True)
+    out = tmp_path / "cut"
+    words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "moce", "prepare", *words, "--out", str(out), "--num-workers", "1"]
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+    try:
+        while seen(out) < 48:
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.kill(process.pid, number)
+        assert process.wait(60) == code and "Traceback" not in (tmp_path / "stderr").read_text()
+    finally:
+        process.kill()
+    assert 48 <= seen(out) < 289
+    with pytest.raises(UserError, match="is not finished .* run its `moce prepare` command again"):
+        open_images(str(out))
+    assert moce.inspect(out)["finished"] is False
+    capsys.readouterr()
+    moce.prepare(**options, out=out)
+    assert "continues after" in capsys.readouterr().err
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def seen(out: Path) -> int:
+    return json.loads((out / "prepared.json").read_text())["seen"] if (out / "prepared.json").is_file() else 0
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    own = ("config.json", "result.json")  # paths, times
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in own}
+
+
+def test_a_finished_one_is_left_alone_and_a_changed_option_is_named(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"images": prepared / "in", "out": prepared / "parquet", "shard_mib": 0.004}
+    before = files_of(prepared / "parquet")
+    moce.prepare(**options, short_side=20, num_workers=1)
+    assert "is finished" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--short-side was 20 and is now 24; --quality was 90 and is now 80"):
+        moce.prepare(**options, short_side=24, quality=80)
+    assert files_of(prepared / "parquet") == before
+
+
+def test_more_than_five_per_cent_broken_is_refused_and_leaves_nothing(many: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for path in sorted(many.iterdir())[:40]:
+        (tmp_path / "in" / path.name).hardlink_to(path)
+    for number in range(5):
+        (tmp_path / "in" / f"z{number}.png").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"3 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
+    ):
+        moce.prepare(images=tmp_path / "in", out=tmp_path / "out", short_side=16, shard_mib=0.01, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_space_is_said_before_the_start(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moce.stages.prepare.SAMPLE", 4)
+    free = 65 * 2**20
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**40, 2**40, free))
+    options = {"images": many, "out": tmp_path / "out", "short_side": 280, "format": "array", "quiet": True}
+    with pytest.raises(UserError, match="has 65 MiB free and this needs about 72 MiB"):
+        moce.prepare(**options)
+    assert seen(tmp_path / "out") == 0
+
+
+def test_a_full_disk_meanwhile_keeps_what_is_whole(many: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk."""
+    options = {"images": many, "short_side": 16, "format": "array", "shard_mib": 0.03, "quiet": True}
+    options["num_workers"] = 0
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="Cannot write .*images.unfinished: the disk is full"):
+            moce.prepare(**options, out=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert seen(out) > 100
+    moce.prepare(**options, out=out)
+    moce.prepare(**options, out=tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+# Damaged folders ---------------------------------------------------------------------------------------------------
+
+
+def test_damaged_folders_are_told(prepared: Path, tmp_path: Path) -> None:
+    cases = {
+        "parquet": ("pictures-00001.parquet", "lacks its file pictures-00001.parquet"),
+        "array": ("labels.npy", "labels.npy' is damaged"),
+    }
+    for kind, (name, words) in cases.items():
+        shutil.copytree(prepared / kind, tmp_path / kind)
+        (tmp_path / kind / name).unlink()
+        with pytest.raises(UserError, match=words):
+            open_images(str(tmp_path / kind))
+    data = (prepared / "array" / "images.npy").read_bytes()
+    (tmp_path / "array" / "labels.npy").write_bytes((prepared / "array" / "labels.npy").read_bytes())
+    (tmp_path / "array" / "images.npy").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="images.npy' is damaged"):
+        open_images(str(tmp_path / "array"))
+
+
+def test_a_folder_of_pictures_may_hold_a_file_of_that_name(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for content in ("[]", '{"kind": "mine"}'):
+        (tmp_path / "prepared.json").write_text(content)
+        assert len(open_images(str(tmp_path))) == 1
+
+
+def test_inspect_tells_what_a_prepared_folder_is(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"parquet": "parquet files", "tar": "webdataset tar files", "array": "squares of 20, 3 channels"}
+    for kind, word in words.items():
+        found = moce.inspect(prepared / kind)
+        assert found["kind"] == "prepared" and found["finished"]
+        assert "23 prepared pictures: " in found["summary"] and word in found["summary"]
+        json.dumps(found)
+        printed = capsys.readouterr().out
+        assert "3 classes" in printed and "1 pictures were unreadable" in printed
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    for options, words in (
+        ({}, "--short-side must be given"),
+        ({"short_side": 0}, "--short-side must be at least 1"),
+        ({"short_side": 8, "format": "zip"}, "--format cannot be 'zip': choose one of parquet, tar, array"),
+        ({"short_side": 8, "channels": 2}, "--channels must be 1 or 3, not 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            moce.prepare(images="toyworld://digits?num=8", out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
