@@ -177,6 +177,18 @@ def test_names_come_from_the_source_where_it_keeps_them(tmp_path: Path) -> None:
     assert kept.labels is None and kept.classes is None
 
 
+def test_small_jpegs_of_tar_files_are_kept_byte_for_byte(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (20, 16), (200, 30, 30)).save(data, "JPEG", quality=80)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("red.jpg")
+        member.size = len(data.getvalue())
+        archive.addfile(member, io.BytesIO(data.getvalue()))
+    result = moce.prepare(images=f"wds:{tmp_path}/a.tar", out=tmp_path / "out", short_side=32, quiet=True)
+    assert (result["copied"], result["bytes_before"]) == (1, len(data.getvalue()))
+    assert open_images(str(tmp_path / "out")).encoded(0) == data.getvalue()  # type: ignore[attr-defined]
+
+
 def test_prepared_tar_files_are_a_source_too(prepared: Path) -> None:
     original = open_images(str(prepared / "in"))
     try:

@@ -59,16 +59,21 @@ class HubImages:
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
+        data = self.encoded(index)
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file of the picture. Raises `UnreadableImage`."""
         found = self._rows[index][self.column]
         data, path = (found["bytes"], found["path"]) if isinstance(found, dict) else (found, None)
-        if data is None:
-            if path is None:
-                raise UnreadableImage("no bytes in this row")
-            try:
-                data = Path(path).read_bytes()
-            except OSError as error:
-                raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+        if data is not None:
+            return data
+        if path is None:
+            raise UnreadableImage("no bytes in this row")
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(error.strerror or str(error)) from error
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""

@@ -90,6 +90,11 @@ class TarImages:
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""
+        data = self.encoded(index)
+        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file of the picture."""
         file, place = self._place(index)
         known = self._indexes[file]
         try:
@@ -97,10 +102,9 @@ class TarImages:
             with open(self.files[file], "rb", buffering=0) as opened:
                 if os.fstat(opened.fileno()).st_mtime_ns != known.stamp[1]:
                     raise UserError(f"'{self.files[file]}' was changed while it was being read; start again.")
-                data = os.pread(opened.fileno(), int(known.sizes[place]), int(known.offsets[place]))
+                return os.pread(opened.fileno(), int(known.sizes[place]), int(known.offsets[place]))
         except OSError as error:
             raise UserError(f"'{self.files[file]}' cannot be read ({error.strerror or error}).") from error
-        return decode(data, self.channels), None if self.labels is None else int(self.labels[index])
 
     def shards(self) -> list[range]:
         """The tar files."""
