@@ -9,20 +9,8 @@ import torch
 from PIL import Image
 
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
-from moce.study.figures import (
-    Line,
-    data_uri,
-    line_chart,
-    reconstructions,
-    routing_map,
-    scale_for,
-    share_chart,
-    sheet,
-    smoothed,
-    thinned,
-    ticks,
-    to_rgb,
-)
+from moce.study.charts import Line, line_chart, routing_map, share_chart, smoothed, thinned, ticks
+from moce.study.figures import data_uri, reconstructions, scale_for, sheet, to_rgb
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (4, 4), decoder_depth=1, decoder_width=32, decoder_heads=2)
 

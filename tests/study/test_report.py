@@ -18,7 +18,9 @@ from moce.errors import UserError
 from moce.model.weights import write_tensors
 from moce.study.report import signed
 
-EVERYTHING = ["results", "runs", "learning", "reconstructions", "clusters", "gates", "experts", "tasks"]
+EVERYTHING = [
+    "results", "tasks", "runs", "learning", "reconstructions", "clusters", "gates", "experts", "colours",
+]  # fmt: skip
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -139,7 +141,8 @@ def test_the_order_of_the_inputs_changes_nothing_but_the_tasks(
         (["mae"], ["runs", "learning"]),
         (["clusters"], ["runs", "clusters"]),
         (["mae", "clusters"], ["runs", "learning", "reconstructions", "clusters"]),
-        (["moce"], ["runs", "learning", "clusters", "gates", "experts"]),
+        (["moce"], ["runs", "learning", "clusters", "gates", "experts", "colours"]),
+        (["tokenmoe"], ["runs", "learning", "clusters", "gates", "colours"]),
         (["mae-star"], ["runs", "learning", "clusters"]),
         (["custom/letters"], ["tasks"]),
         (["evaluations/letters-MoCE-knn.json"], ["results"]),
@@ -211,10 +214,12 @@ def test_numbers_of_the_table(tmp_path: Path) -> None:
         re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", c)).strip()
         for c in re.findall(r"<td.*?</td>", text, re.S)
     ]
-    assert cells[:8] == ["a", "50.0", "47.0 −3.0", "55.0 +5.0", "b", "30.0", "–", "20.0 −10.0"]
+    assert cells[:5] == ["a", "50.0 40.4–59.6", "47.0 37.5–56.7", "55.0 45.2–64.4", ""]
+    assert cells[5:10] == ["b", "30.0 21.9–39.6", "–", "20.0 13.3–28.9", ""]
+    assert "+5.0 (−8.7 to +18.4)" in cells
     assert "<b>55.0</b>" in text
     assert "<b>30.0</b>" in text
-    assert "mean of" not in text  # there is one task only that all three were measured on
+    assert "mean of" not in Page(text).text.replace("mean of its", "")  # only one task has all three
 
 
 def test_differences_are_signed() -> None:

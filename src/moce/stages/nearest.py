@@ -1,8 +1,8 @@
 """A task's pictures beside the pre-training pictures most like them, kept small in the customised folder.
 
 The experts' run has 16 pictures of every cluster with their features (thumbs.py). For a few of the task's pictures the
-nearest of those are looked up by cosine, so that people can judge a choice by eye where no pre-training picture is at hand
-any more. `nearest.webp` is one sheet of equal cells, COLUMNS across:
+nearest of those are looked up by cosine, so that people can judge a choice by eye where no pre-training picture is at
+hand any more. `nearest.webp` is one sheet of equal cells, COLUMNS across:
 
     a row per picture of the task      the picture, then its nearest ones, most similar first
     a row per cluster                  its most typical pictures; the clusters with most votes, and the chosen one
@@ -57,7 +57,7 @@ def nearest_pictures(
     for index, picture, own, cosine_M in _of_task(source, assigner, known["features"].flatten(0, 1)[there]):
         best = cosine_M.topk(min(COLUMNS - 1, len(there)))
         found = there[best.indices]
-        rows.append(torch.cat([fitted(picture[None], kept.shape[-2:]), kept[found]]))
+        rows.append(torch.cat([smaller(picture[None], max(kept.shape[-2:])), kept[found]]))
         near = zip(numbers[found].tolist(), (found // places).tolist(), best.values.tolist(), strict=True)
         assert source is not None
         task.append(
@@ -101,13 +101,6 @@ def leading(votes_K: Int64[Tensor, " clusters"] | None, cluster: int | None) -> 
     first = [] if votes_K is None else votes_K.argsort(descending=True, stable=True)[:NUM_CLUSTERS].tolist()
     first = [k for k in first if votes_K is not None and votes_K[k] > 0]
     return first if cluster is None or cluster in first else [cluster, *first[: NUM_CLUSTERS - 1]]
-
-
-def fitted(images: Pictures, size: tuple[int, int]) -> Pictures:
-    """Pictures as large as the small ones are."""
-    shown = smaller(images, max(size))
-    assert tuple(shown.shape[-2:]) == tuple(size), "small pictures have the shape of the model's"
-    return shown
 
 
 def write_sheet(path: Path, made: Image.Image) -> None:

@@ -1,7 +1,7 @@
 """Which expert every patch of some pictures goes to, and what explains it: the patch's colour or something else.
 
-The paper's reason for gates that read the cluster is that gates which read the token follow low-level colour (its figure
-1b). Here that is a number. With E the expert of a patch and X what may explain it,
+The paper's reason for gates that read the cluster is that gates which read the token follow low-level colour (its
+figure 1b). Here that is a number. With E the expert of a patch and X what may explain it,
 
     explained(X) = (I(E; X) - chance) / (H(E) - chance)
 

@@ -24,8 +24,8 @@ CHOICE = "choice.json"
 class Found:
     """What a path holds.
 
-    `kind` is run, customised, model, clusters, checkpoint, thumbs or evaluations; `content` the RunInfo of a run or a
-    customised folder, the JSON header of a file of tensors, or the list of evaluations.
+    `kind` is run, customised, model, clusters, checkpoint, thumbs, patches or evaluations; `content` the RunInfo of a
+    run or a customised folder, the JSON header of a file of tensors, or the list of evaluations.
     """
 
     kind: str
@@ -70,7 +70,7 @@ def _tensors(path: Path) -> Found:
         raise
     kinds = {"autoencoder": "model", "experts": "model", "assigner": "clusters"}
     kind = kinds.get(header.get("kind", ""), header.get("kind"))
-    if kind not in ("model", "clusters", "checkpoint", "thumbs"):
+    if kind not in ("model", "clusters", "checkpoint", "thumbs", "patches"):
         raise UserError(f"{path} holds '{kind}', which this version of moce does not know.")
     return Found(kind, path, header)
 
@@ -101,6 +101,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         "clusters": _clusters,
         "checkpoint": _checkpoint,
         "thumbs": _thumbs,
+        "patches": _patches,
         "evaluations": _results,
     }[found.kind]
     lines, facts = describe(found)
@@ -277,6 +278,19 @@ def _thumbs(found: Found) -> Described:
         f"the first {found.content['nearest']} lie nearest to the centroid, the others are drawn at random",
     ]
     return lines, {"num_clusters": clusters}
+
+
+def _patches(found: Found) -> Described:
+    header = found.content
+    lines = [
+        f"which of {header['num_experts']} experts the patches of {header['num_pictures']} pictures go to"
+    ]
+    for layer, explained in header["explained"].items():
+        shares = [f"{what} {percent(share)} %" for what, share in explained.items() if share is not None]
+        lines.append(
+            f"block {layer}, explained beyond chance by: {', '.join(shares) or 'nothing, it is one expert'}"
+        )
+    return lines, {"header": header}
 
 
 def _results(found: Found) -> Described:
