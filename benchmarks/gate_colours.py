@@ -1,6 +1,6 @@
 """What explains which expert a patch goes to, in finished runs: its colour, its place, the picture's cluster or class.
 
-    python benchmarks/gate_colours.py runs/tokenmoe runs/moce --clusters runs/clusters --images DATA --out gate-colours.json
+    python benchmarks/gate_colours.py runs/tokenmoe runs/moce --clusters runs/clusters --images DATA --out FILE
 
 `moce train-experts` leaves the same numbers in each run's patches.safetensors, for 256 pictures; here it is --pictures
 of them, several times. With --write they go into runs that have no such file yet.

@@ -78,12 +78,7 @@ class RunContent:
     clusters: ClusterSet | None = None
     routing: dict[str, dict[str, list[Any]]] | None = None  # layer: {expert: [K], gate: [K, E]}
     patches: PatchSet | None = None
-    alone: bool = True  # no other run here is of the same method
-
-    @property
-    def label(self) -> str:
-        """What to call it beside other runs."""
-        return self.method if self.alone else f"{self.method} ({self.info.path.name or self.name})"
+    label: str = ""  # what to call it beside the other runs
 
     @property
     def method(self) -> str:
@@ -155,11 +150,20 @@ def gather(paths: tuple[str, ...]) -> Contents:
         clusters.where.sort(key=order.index)
     for number, run in enumerate(run for run in contents.runs if run.info.verb != "cluster"):
         run.colour = number
-        run.alone = sum(other.method == run.method for other in contents.runs) == 1
+        run.label = _label(run, contents.runs)
     sources = {run.result.get("fingerprint"): run for run in contents.of("train-experts") if run.result}
     for task in contents.tasks:
         task.source = sources.get(task.info.inputs.get("model"))
     return contents
+
+
+def _label(run: RunContent, runs: list[RunContent]) -> str:
+    """The method; where several runs are of it, with the name of the folder, or all of its path."""
+    alike = [other for other in runs if other.method == run.method]
+    if len(alike) == 1:
+        return run.method
+    names = [other.info.path.name for other in alike]
+    return f"{run.method} ({run.info.path.name if len(set(names)) == len(names) else run.name})"
 
 
 def _run(item: Found, contents: Contents) -> RunContent:
@@ -170,9 +174,9 @@ def _run(item: Found, contents: Contents) -> RunContent:
     if (item.path / ROUTING).is_file():
         run.routing = read_json(item.path / ROUTING)
     if (item.path / PATCHES_FILE).is_file():
-        header, content = read_header(item.path / PATCHES_FILE), read_tensors(item.path / PATCHES_FILE)
-        facts: dict[str, Any] = {n: header[n] for n in ("gate", "num_pictures", "num_experts", "explained")}
-        run.patches = PatchSet(**facts, **content)
+        header, tensors = read_header(item.path / PATCHES_FILE), read_tensors(item.path / PATCHES_FILE)
+        facts = {name: header[name] for name in ("gate", "num_pictures", "num_experts", "explained")}
+        run.patches = PatchSet(**{**facts, **tensors})
     return run
 
 

@@ -114,7 +114,7 @@ def patch_views(
     images: UInt8[Tensor, "images channels height width"],
     experts: Int64[Tensor, "layers images rows columns"],
     patch: int,
-) -> list[UInt8[Tensor, "images 3 height width"]]:
+) -> list[UInt8[Tensor, "images 3 high wide"]]:
     """[the pictures, the mean colour of each patch, then per layer each patch in the colour of its expert].
 
     A patch is `patch` pixels wide and high; under its expert's colour the picture shows in grey.

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from PIL import Image
+
 from moce.stages.customize import LEAST_PERCENTILE, MOST_ENTROPY, NUM_SUBSETS
 from moce.study.charts import colour
 from moce.study.contents import TaskModel
@@ -39,6 +41,7 @@ def task_section(task: TaskModel) -> dict[str, Any]:
             for k in leaders
             if shares[k]
         ],
+        "own": own_strip(task),
         "chosen_strip": strips.get(choice["cluster"]),
         "vote_chart": vote_chart(shares, choice["cluster"]) if shares else None,
         "spread": spread(choice) if shares else None,
@@ -57,6 +60,18 @@ def cells(task: TaskModel, row: int, first: int, last: int) -> str | None:
         return None
     height, width = about["cell"]
     return data_uri(task.sheet.crop((first * width, row * height, last * width, (row + 1) * height)), 90)
+
+
+def own_strip(task: TaskModel) -> str | None:
+    """The task's pictures side by side."""
+    about = task.choice.get("pictures")
+    if task.sheet is None or about is None or not about["task"]:
+        return None
+    (height, width), num = about["cell"], len(about["task"])
+    strip = Image.new("RGB", (num * width, height))
+    for row in range(num):
+        strip.paste(task.sheet.crop((0, row * height, width, (row + 1) * height)), (row * width, 0))
+    return data_uri(strip, 90)
 
 
 def cluster_strips(task: TaskModel) -> dict[int, str | None]:
