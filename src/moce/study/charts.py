@@ -186,3 +186,23 @@ def routing_map(gates_KE: Sequence[Sequence[float]], order: Sequence[int]) -> li
                           f'aria-label="clusters by experts">{"".join(content)}</svg>'))
         )  # fmt: skip
     return blocks
+
+
+OVERVIEW_WIDE, OVERVIEW_ROW = 960, 18
+
+
+def routing_overview(gates_KE: Sequence[Sequence[float]], order: Sequence[int]) -> Markup:
+    """The whole map at once, for more clusters than one can number: columns without names."""
+    step, high = OVERVIEW_WIDE / len(order), OVERVIEW_ROW * len(gates_KE[0])
+    content = [
+        f'<line class="grid" x1="0" x2="{OVERVIEW_WIDE}" y1="{y}" y2="{y}"/>'
+        for y in range(0, high + 1, OVERVIEW_ROW)
+    ]
+    for x, cluster in enumerate(order):
+        for e, gate in enumerate(gates_KE[cluster]):
+            if gate >= 0.05:
+                place = f'x="{step * x:.2f}" y="{OVERVIEW_ROW * e + 1}" width="{step + 0.1:.2f}"'
+                look = f'height="{OVERVIEW_ROW - 2}" style="fill:{colour(e)}" fill-opacity="{gate:.2f}"'
+                content.append(f"<rect {place} {look}><title>cluster {cluster}: {gate:.2f}</title></rect>")
+    frame = f'width="{OVERVIEW_WIDE}" height="{high}" role="img" aria-label="all clusters by experts"'
+    return Markup(f'<svg class="map" {frame}>{"".join(content)}</svg>')

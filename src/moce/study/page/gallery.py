@@ -6,7 +6,7 @@ import torch
 
 from moce.model.weights import load_model
 from moce.study import charts, figures
-from moce.study.charts import routing_map
+from moce.study.charts import routing_map, routing_overview
 from moce.study.contents import ClusterSet, Contents, RunContent
 from moce.study.figures import data_uri, sheet
 
@@ -14,6 +14,7 @@ NEAREST = 8  # of a cluster's pictures, the others are drawn at random
 CLUSTERS_OPEN = 24  # further ones are folded away
 PER_EXPERT = 24  # pictures of an expert
 RECONSTRUCTED = 12
+MAPPED_IN_FULL = 64  # clusters; of more there is an overview first
 
 
 def reconstruction_rows(contents: Contents, seed: int) -> list[dict[str, Any]]:
@@ -93,7 +94,10 @@ def expert_section(run: RunContent, scale: float) -> dict[str, Any]:
             for part, svg in routing_map(table["gate"], order)
         ]
         experts = [expert_card(run.clusters, e, table["expert"], scale) for e in range(len(table["gate"][0]))]
-        layers.append({"layer": layer, "blocks": blocks, "experts": experts})
+        overview = routing_overview(table["gate"], order) if len(order) > MAPPED_IN_FULL else None
+        layers.append(
+            {"layer": layer, "num": len(order), "overview": overview, "blocks": blocks, "experts": experts}
+        )
     return {"name": run.name, "layers": layers, "cell": charts.CELL}
 
 

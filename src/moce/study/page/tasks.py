@@ -8,7 +8,7 @@ from PIL import Image
 from moce.stages.customize import LEAST_PERCENTILE, MOST_ENTROPY, NUM_SUBSETS
 from moce.study.charts import colour
 from moce.study.contents import TaskModel
-from moce.study.figures import data_uri
+from moce.study.figures import GAP, data_uri
 from moce.study.gauges import gauge, share_bar, vote_chart
 
 LEADERS = 6  # clusters that are named
@@ -58,8 +58,17 @@ def cells(task: TaskModel, row: int, first: int, last: int) -> str | None:
     about = task.choice.get("pictures")
     if task.sheet is None or about is None or first == last:
         return None
-    height, width = about["cell"]
-    return data_uri(task.sheet.crop((first * width, row * height, last * width, (row + 1) * height)), 90)
+    return strip(task.sheet, about["cell"], [(row, column) for column in range(first, last)])
+
+
+def strip(sheet: Image.Image, cell: list[int], places: list[tuple[int, int]]) -> str:
+    """The cells at these (row, column) side by side."""
+    height, width = cell
+    made = Image.new("RGBA", (len(places) * (width + GAP) - GAP, height), (0, 0, 0, 0))
+    for number, (row, column) in enumerate(places):
+        box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+        made.paste(sheet.crop(box), (number * (width + GAP), 0))
+    return data_uri(made, quality=90)
 
 
 def own_strip(task: TaskModel) -> str | None:
@@ -67,11 +76,7 @@ def own_strip(task: TaskModel) -> str | None:
     about = task.choice.get("pictures")
     if task.sheet is None or about is None or not about["task"]:
         return None
-    (height, width), num = about["cell"], len(about["task"])
-    strip = Image.new("RGB", (num * width, height))
-    for row in range(num):
-        strip.paste(task.sheet.crop((0, row * height, width, (row + 1) * height)), (row * width, 0))
-    return data_uri(strip, 90)
+    return strip(task.sheet, about["cell"], [(row, 0) for row in range(len(about["task"]))])
 
 
 def cluster_strips(task: TaskModel) -> dict[int, str | None]:
