@@ -16,7 +16,7 @@ from PIL import Image
 
 import moce
 from moce.errors import UserError
-from moce.model.weights import write_tensors
+from moce.model.weights import read_header, read_tensors, write_tensors
 from moce.study.report import signed
 
 EVERYTHING = [
@@ -278,8 +278,6 @@ def test_it_is_said_where_no_cluster_fits(demonstration: Path, tmp_path: Path) -
 
 
 def test_what_the_gates_follow_is_said(demonstration: Path, page: Path) -> None:
-    from moce.model.weights import read_header
-
     text = Page(page.read_text("utf-8")).text
     for run in ("moce", "tokenmoe"):
         header = read_header(demonstration / run / "patches.safetensors")
@@ -287,6 +285,23 @@ def test_what_the_gates_follow_is_said(demonstration: Path, page: Path) -> None:
             for share in explained.values():
                 assert f"{100 * max(share, 0):.1f} %" in text
     assert "In TokenMoE, " in text
+    assert "In MoCE, whose gate reads the cluster" in text
+
+
+def test_a_layer_with_one_expert_at_work_has_nothing_to_explain(demonstration: Path, tmp_path: Path) -> None:
+    shutil.copytree(demonstration / "tokenmoe", tmp_path / "run")
+    file = tmp_path / "run" / "patches.safetensors"
+    header, tensors = read_header(file), read_tensors(file)
+    tensors["experts"][0], tensors["counts"][0, 1:] = 0, 0
+    header["explained"]["1"] = dict.fromkeys(("colour", "place", "cluster", "class"))
+    write_tensors(file, tensors, header)
+    found = moce.report([str(tmp_path / "run")], out=tmp_path / "page.html", quiet=True)
+    assert "colours" in found["sections"]
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert "In TokenMoE, " not in text
+    header["explained"]["3"] = header["explained"]["1"]
+    write_tensors(file, tensors, header)
+    moce.report([str(tmp_path / "run")], out=tmp_path / "page.html", quiet=True)
 
 
 def test_differences_that_stand_apart_are_coloured_and_others_are_not(tmp_path: Path) -> None:

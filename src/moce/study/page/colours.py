@@ -28,14 +28,14 @@ def colour_section(contents: Contents) -> dict[str, Any]:
         "rows": rows,
         "shown": shown,
         "num_pictures": max(run.patches.num_pictures for run in runs if run.patches is not None),
-        "findings": [finding(run) for run in runs if run.patches is not None and run.patches.gate == "token"],
+        "findings": [finding(run) for run in runs],
         "groups": picture_groups(runs),
         "palettes": [p for run in runs if run.patches is not None for p in palettes(run, run.patches)],
     }
 
 
 def finding(run: RunContent) -> dict[str, Any]:
-    """What explains most in a run with token gates, and what its colour does, as means over the layers."""
+    """What explains the experts of a run, as means over its layers, and what explains most."""
     assert run.patches is not None
     means = {}
     for x in EXPLANATIONS:
@@ -43,7 +43,12 @@ def finding(run: RunContent) -> dict[str, Any]:
         known = [value for value in found if value is not None]
         if known and len(known) == len(found):
             means[x] = sum(known) / len(known)
-    return {"run": run, "means": means, "most": max(means, key=lambda x: means[x]) if means else None}
+    return {
+        "run": run,
+        "token": run.patches.gate == "token",
+        "means": means,
+        "most": max(means, key=lambda x: means[x]) if means else None,
+    }
 
 
 def picture_groups(runs: list[RunContent]) -> list[dict[str, Any]]:
