@@ -15,7 +15,7 @@ import moce
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape
-from moce.stages.customize import Selection, Votes, slice_encoder, subset_means
+from moce.stages.customize import Selection, Votes, kept_experts, slice_encoder, subset_means
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
 TASK = "toyworld://letters?split=train&num=48&size=32"
@@ -110,6 +110,11 @@ def test_means_of_random_subsets() -> None:
 
 
 # The stage
+
+
+def test_kept_experts_are_told_in_a_line() -> None:
+    experts = {"9": 6, "11": [0.375, 0.0, 0.625]}
+    assert kept_experts({"experts": experts}) == "block 9: 6, block 11: a mean (2: 62 %, 0: 38 %)"
 
 
 def test_the_folder_loads_in_timm_at_other_sizes_and_class_counts(small_runs, tmp_path: Path) -> None:

@@ -361,11 +361,21 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         return run.finish({**result, "fingerprint": fingerprint(vit), "seed": config.seed})
 
 
+def kept_experts(choice: dict[str, Any]) -> str:
+    """'block 9: 6, block 11: a mean (3: 62 %, 0: 38 %)'."""
+    parts = []
+    for layer, kept in choice["experts"].items():
+        if isinstance(kept, list):
+            order = sorted((e for e, w in enumerate(kept) if w > 0), key=lambda e: -kept[e])
+            kept = f"a mean ({', '.join(f'{e}: {kept[e]:.0%}'.replace('%', ' %') for e in order)})"
+        parts.append(f"block {layer}: {kept}")
+    return ", ".join(parts)
+
+
 def tell(choice: dict[str, Any], votes: Votes | None, path: Path, quiet: bool) -> None:
     """What was chosen, for people."""
     if votes is not None and choice["cluster"] is not None:
         own = int(votes.histogram_K[choice["cluster"]])
         say(f"cluster {choice['cluster']} has {own} of {votes.num_images} votes", quiet)
-    experts = ", ".join(f"block {layer}: {e}" for layer, e in choice["experts"].items())
-    say(f"experts kept: {experts}", quiet)
+    say(f"experts kept: {kept_experts(choice)}", quiet)
     say(f'timm.create_model("local-dir:{path}", pretrained=True, num_classes=N) loads it', quiet)

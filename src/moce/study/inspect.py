@@ -15,6 +15,7 @@ from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.model.weights import read_header, read_tensors
+from moce.stages.customize import kept_experts
 from moce.study.table import is_evaluation, percent
 
 CHOICE = "choice.json"
@@ -203,8 +204,7 @@ def _customised(found: Found) -> Described:
     ]
     if choice:
         cluster = "" if choice["cluster"] is None else f", cluster {choice['cluster']}"
-        experts = ", ".join(f"block {layer}: {e}" for layer, e in choice["experts"].items())
-        lines.append(f"chosen by {choice['strategy']}{cluster}; experts kept: {experts}")
+        lines.append(f"chosen by {choice['strategy']}{cluster}; experts kept: {kept_experts(choice)}")
         if choice["num_images"]:
             fit = choice["fit"]
             lines.append(

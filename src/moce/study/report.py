@@ -27,7 +27,7 @@ from moce.study.table import percent, tables
 
 GENERATOR = '<meta name="generator" content="moce">'  # in the template; says that a file is a page of ours
 LARGEST = 14_000_000  # characters of a page
-TITLE_LENGTH = 80
+TITLE_LENGTH, MOST_TITLES = 60, 6  # of the page: characters of a name, names
 
 
 @verb(ReportConfig)
@@ -70,7 +70,7 @@ def render(contents: Contents, sections: dict[str, Any]) -> str:
     """The page as text."""
     template = environment().get_template("report.html.j2")
     return template.render(
-        contents=contents, sections=sections, title=page_title(contents), colour=colour, version=__version__
+        contents=contents, sections=sections, titles=page_titles(contents), colour=colour, version=__version__
     )
 
 
@@ -95,14 +95,14 @@ def signed(value: float) -> str:
     return "±0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def page_title(contents: Contents) -> str:
-    """What the page is of."""
+def page_titles(contents: Contents) -> list[str]:
+    """What the page is of: the pictures of its runs, or the tasks of its models; some of them where there are many."""
     if contents.built_in:
-        return "The built-in toy world"
+        return ["The built-in toy world"]
     images = [run.info.config["images"] for run in contents.runs]
-    names = [short_name(uri) for uri in images] or [task.name for task in contents.tasks]
-    title = ", ".join(dict.fromkeys(names)) or "Evaluations"
-    return title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…"
+    names = [short_name(uri) for uri in images] or [task.name for task in contents.tasks] or ["Evaluations"]
+    names = [n if len(n) <= TITLE_LENGTH else n[: TITLE_LENGTH - 1] + "…" for n in dict.fromkeys(names)]
+    return names if len(names) <= MOST_TITLES else [*names[:MOST_TITLES], f"{len(names) - MOST_TITLES} more"]
 
 
 def short_name(uri: str) -> str:
