@@ -96,14 +96,17 @@ def test_the_lock_holds_the_declared_dependencies() -> None:
 def test_the_design_page_names_every_module() -> None:
     picture = (REPOSITORY / "docs" / "design.md").read_text().partition("<!-- modules -->")[2]
     named: set[str] = set()
-    folder = ""
+    folder = inner = ""
     for line in picture.partition("    tests/")[0].splitlines():
         if match := re.match(r" {6}(?:(\w+)/|(\w+\.py)) ", line + " "):
             folder = match[1] or ""
             if match[2]:
                 named.add(match[2])
         elif match := re.match(r" {8}(\w+\.py|\w+/) ", line):
-            named.add(f"{folder}/{match[1]}")
+            named.add(inner := f"{folder}/{match[1]}")
+        elif match := re.match(r" {10}(\w+\.py) ", line):  # a package inside is named by its modules
+            named.discard(inner)
+            named.add(inner + match[1])
     source = REPOSITORY / "src" / "moce"
     modules = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
     modules = {"images/toyworld/" if "toyworld" in name else name for name in modules}

@@ -15,7 +15,7 @@ import moce
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape
-from moce.stages.customize import Selection, Votes, percentile_of_mean, slice_encoder
+from moce.stages.customize import Selection, Votes, kept_experts, slice_encoder, subset_means
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
 TASK = "toyworld://letters?split=train&num=48&size=32"
@@ -101,16 +101,20 @@ def test_warnings() -> None:
     assert "further from their clusters" in votes([8, 0, 0, 0], percentile=1.0).warning
 
 
-def test_percentile_of_random_subsets() -> None:
+def test_means_of_random_subsets() -> None:
     quantiles = np.linspace(0, 1, 1001)  # cosines even between 0 and 1
-    assert percentile_of_mean(0.5, 10, quantiles, 0) == pytest.approx(50, abs=6)
-    assert percentile_of_mean(0.2, 100, quantiles, 0) == 0
-    assert percentile_of_mean(0.5 + 1.645 / math.sqrt(12 * 5000), 5000, quantiles, 0) == pytest.approx(
-        95, abs=3
-    )
+    for num_images in (10, 100, 5000):
+        means, spread = subset_means(num_images, quantiles, 0), 1 / math.sqrt(12 * num_images)
+        assert np.mean(means <= 0.5) == pytest.approx(0.5, abs=0.06)
+        assert np.mean(means <= 0.5 + 1.645 * spread) == pytest.approx(0.95, abs=0.03)
 
 
 # The stage
+
+
+def test_kept_experts_are_told_in_a_line() -> None:
+    experts = {"9": 6, "11": [0.375, 0.0, 0.625]}
+    assert kept_experts({"experts": experts}) == "block 9: 6, block 11: a mean (2: 62 %, 0: 38 %)"
 
 
 def test_the_folder_loads_in_timm_at_other_sizes_and_class_counts(small_runs, tmp_path: Path) -> None:

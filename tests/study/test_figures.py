@@ -9,20 +9,17 @@ import torch
 from PIL import Image
 
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
-from moce.study.figures import (
+from moce.study.charts import (
     Line,
-    data_uri,
     line_chart,
-    reconstructions,
     routing_map,
-    scale_for,
+    routing_overview,
     share_chart,
-    sheet,
     smoothed,
     thinned,
     ticks,
-    to_rgb,
 )
+from moce.study.figures import data_uri, reconstructions, scale_for, sheet, to_rgb
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (4, 4), decoder_depth=1, decoder_width=32, decoder_heads=2)
 
@@ -124,3 +121,10 @@ def test_pictures_of_another_size_are_resized_for_the_model() -> None:
     images = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
     for rows in reconstructions(model, images, torch.tensor([0, 1]), (0.5,) * 3, (0.2,) * 3, seed=0):
         assert rows.shape == (2, 3, 16, 16)
+
+
+def test_an_overview_holds_every_cluster_at_once() -> None:
+    gates = [[1.0, 0.0], [0.3, 0.7]] * 128
+    svg = routing_overview(gates, list(range(256)))
+    assert svg.count("<rect") == 128 + 256
+    assert "cluster 255: 0.70" in svg

@@ -23,6 +23,8 @@ from moce.errors import UserError
         ("tokenmoe/model.safetensors", "model", ["the gate reads each token"]),
         ("clusters/clusters.safetensors", "clusters", ["an assigner: 8 clusters of", "test_vit"]),
         ("clusters/thumbs/thumbs.safetensors", "thumbs", ["small pictures of 8 clusters: 16 each, 32x32"]),
+        ("tokenmoe/patches.safetensors", "patches", ["of 4 experts the patches of 256", "explained beyond chance"]),
+        ("moce/patches.safetensors", "patches", ["cluster 100.0 %"]),
         ("custom/letters", "customised", ["test_vit for pictures of 32x32", "by vote", 'create_model("local-dir:']),
         ("custom/letters/model.safetensors", "customised", ["test_vit for pictures of 32x32"]),
         ("evaluations/letters-MoCE-knn.json", "evaluations", ["1 result of `moce evaluate`", "MoCE", "(knn, 48"]),

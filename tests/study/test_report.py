@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from PIL import Image
 
 import moce
 from moce.errors import UserError
-from moce.model.weights import write_tensors
+from moce.model.weights import read_header, read_tensors, write_tensors
 from moce.study.report import signed
 
-EVERYTHING = ["results", "runs", "learning", "reconstructions", "clusters", "gates", "experts", "tasks"]
+EVERYTHING = [
+    "results", "tasks", "runs", "learning", "reconstructions", "clusters", "gates", "experts", "colours",
+]  # fmt: skip
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -139,7 +142,8 @@ def test_the_order_of_the_inputs_changes_nothing_but_the_tasks(
         (["mae"], ["runs", "learning"]),
         (["clusters"], ["runs", "clusters"]),
         (["mae", "clusters"], ["runs", "learning", "reconstructions", "clusters"]),
-        (["moce"], ["runs", "learning", "clusters", "gates", "experts"]),
+        (["moce"], ["runs", "learning", "clusters", "gates", "experts", "colours"]),
+        (["tokenmoe"], ["runs", "learning", "clusters", "gates", "colours"]),
         (["mae-star"], ["runs", "learning", "clusters"]),
         (["custom/letters"], ["tasks"]),
         (["evaluations/letters-MoCE-knn.json"], ["results"]),
@@ -178,6 +182,139 @@ def test_names_of_tasks_and_folders_are_escaped(demonstration: Path, tmp_path: P
         assert text in found.text
 
 
+def test_names_in_any_script_and_bytes_that_are_no_text(demonstration: Path, tmp_path: Path) -> None:
+    tasks = ["טיסות <b>", "زهور & أشجار", "\u202eevil\u202c", "鳥" * 60]
+    folder = tmp_path / "broken\udcff"  # what a name that is no UTF-8 looks like in Python
+    shutil.copytree(demonstration / "mae", folder)
+    rows = [evaluation(task, method) for task in tasks for method in ("MAE*", "MoCE")]
+    (tmp_path / "e.json").write_text(json.dumps(rows))
+    moce.report([str(folder), str(tmp_path / "e.json")], out=tmp_path / "page.html", quiet=True)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    found = Page(text)
+    assert "b" not in {tag for tag, _, _ in found.attributes}
+    for task in tasks:
+        assert task in found.text
+    # Each name is isolated, so that one that runs from right to left does not turn around what stands beside it.
+    assert text.count("<bdi>\u202eevil\u202c</bdi>") == text.count("\u202eevil")
+    assert "broken\\udcff" in found.text
+
+
+def test_runs_of_the_same_kind_are_told_apart(demonstration: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(demonstration / "moce", tmp_path / name)
+    names = [str(tmp_path / "first"), str(tmp_path / "second"), str(demonstration / "tokenmoe")]
+    found = moce.report(names, out=tmp_path / "page.html", quiet=True)
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert found["runs"] == 3
+    assert "MoCE (first)" in text
+    assert "MoCE (second)" in text
+    assert "TokenMoE (tokenmoe)" not in text  # there is one
+    assert text.count("Cluster 0") == 1  # the same clusters are shown once
+    for name in ("a/run", "b/run"):
+        shutil.copytree(demonstration / "mae", tmp_path / name)
+    moce.report([str(tmp_path / "a/run"), str(tmp_path / "b/run")], out=tmp_path / "page.html", quiet=True)
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert f"MAE ({tmp_path}/a/run)" in text  # their folders have the same name
+
+
+def test_one_line_of_metrics_is_no_curve_and_none_is_no_section(demonstration: Path, tmp_path: Path) -> None:
+    for lines, sections in ((1, ["runs"]), (0, ["runs"])):
+        folder = tmp_path / f"lines-{lines}"
+        shutil.copytree(demonstration / "tokenmoe", folder)
+        for gone in ("thumbs", "checkpoints"):
+            shutil.rmtree(folder / gone, ignore_errors=True)
+        for gone in ("result.json", "model.safetensors", "patches.safetensors"):
+            (folder / gone).unlink()
+        kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:lines]
+        (folder / "metrics.jsonl").write_text("".join(kept))
+        found = moce.report([str(folder)], out=tmp_path / "page.html", quiet=True)
+        assert found["sections"] == sections
+        assert "not finished" in Page((tmp_path / "page.html").read_text("utf-8")).text
+
+
+def test_a_customised_model_has_a_page_of_its_own(demonstration: Path, tmp_path: Path) -> None:
+    images = "toyworld://creatures?split=train&num=24&size=32"
+    says = {
+        "vote": ["24 pictures voted", "cluster with most votes wins", "where "],
+        "per-layer": ["24 pictures voted", "in each layer the expert with most votes"],
+        "average": ["24 pictures voted", "weighted by their votes", "the mean of"],
+        "nearest": ["24 pictures voted", "centre is nearest to the mean"],
+        "cluster:3": ["named by hand", "Typical pictures of cluster 3"],
+    }
+    for strategy, words in says.items():
+        out = tmp_path / strategy.replace(":", "-")
+        given = None if strategy.startswith("cluster") else images
+        choice = moce.customize(demonstration / "moce", images=given, strategy=strategy, out=out, quiet=True)
+        found = moce.report([str(out)], out=tmp_path / "page.html", quiet=True)
+        page = Page((tmp_path / "page.html").read_text("utf-8"))
+        assert found["sections"] == ["tasks"]
+        for word in [*words, f'local-dir:{out}"', out.name]:
+            assert word in page.text, (strategy, word)
+        shown = sum("pre-training pictures nearest" in alt for alt in page.values("alt"))
+        assert shown == (0 if given is None else 8)
+        for layer in choice["experts"]:
+            assert f"block {layer}" in page.text
+
+
+def test_it_is_said_where_no_cluster_fits(demonstration: Path, tmp_path: Path) -> None:
+    shutil.copytree(demonstration / "custom" / "letters", tmp_path / "letters")
+    file = tmp_path / "letters" / "choice.json"
+    choice = json.loads(file.read_text())
+    choice |= {
+        "votes": [6] * 8,
+        "entropy": float(np.log(8)),
+        "margin": 0.0,
+        "warning": "No cluster fits: <even>.",
+    }
+    choice["fit"] = {"mean_cosine": 0.1, "percentile": 0.0, "subsets": [0.4, 0.5, 0.6]}
+    file.write_text(json.dumps(choice))
+    moce.report([str(tmp_path / "letters")], out=tmp_path / "page.html", quiet=True)
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert "No cluster fits: <even>." in text
+    assert text.count("Hardly") == 2
+    assert "8.0 of 8 clusters" in text
+    (tmp_path / "letters" / "nearest.webp").write_bytes(b"broken")  # the numbers are worth showing without it
+    moce.report([str(tmp_path / "letters")], out=tmp_path / "page.html", quiet=True)
+
+
+def test_what_the_gates_follow_is_said(demonstration: Path, page: Path) -> None:
+    text = Page(page.read_text("utf-8")).text
+    for run in ("moce", "tokenmoe"):
+        header = read_header(demonstration / run / "patches.safetensors")
+        for explained in header["explained"].values():
+            for share in explained.values():
+                assert f"{100 * max(share, 0):.1f} %" in text
+    assert "In TokenMoE, " in text
+    assert "In MoCE, whose gate reads the cluster" in text
+
+
+def test_a_layer_with_one_expert_at_work_has_nothing_to_explain(demonstration: Path, tmp_path: Path) -> None:
+    shutil.copytree(demonstration / "tokenmoe", tmp_path / "run")
+    file = tmp_path / "run" / "patches.safetensors"
+    header, tensors = read_header(file), read_tensors(file)
+    tensors["experts"][0], tensors["counts"][0, 1:] = 0, 0
+    header["explained"]["1"] = dict.fromkeys(("colour", "place", "cluster", "class"))
+    write_tensors(file, tensors, header)
+    found = moce.report([str(tmp_path / "run")], out=tmp_path / "page.html", quiet=True)
+    assert "colours" in found["sections"]
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert "In TokenMoE, " not in text
+    header["explained"]["3"] = header["explained"]["1"]
+    write_tensors(file, tensors, header)
+    moce.report([str(tmp_path / "run")], out=tmp_path / "page.html", quiet=True)
+
+
+def test_differences_that_stand_apart_are_coloured_and_others_are_not(tmp_path: Path) -> None:
+    rows = [evaluation(task, "MAE*", 0.5, num_test=400) for task in ("near", "far")]
+    rows += [evaluation("near", "MoCE", 0.52, num_test=400), evaluation("far", "MoCE", 0.7, num_test=400)]
+    (tmp_path / "e.json").write_text(json.dumps(rows))
+    moce.report([str(tmp_path / "e.json")], out=tmp_path / "page.html", quiet=True)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert len(re.findall(r'<td class="up"', text)) == 2  # far, and the mean
+    assert "<b>separable</b>" in text
+    assert "of 2 differences about 1 would" in re.sub(r"\s+", " ", text)
+
+
 def test_names_of_classes_are_escaped(tmp_path: Path) -> None:
     names = ["<script>alert(1)<", "猫 & κουκουβάγια"]
     for label, name in enumerate(names):
@@ -211,10 +348,12 @@ def test_numbers_of_the_table(tmp_path: Path) -> None:
         re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", c)).strip()
         for c in re.findall(r"<td.*?</td>", text, re.S)
     ]
-    assert cells[:8] == ["a", "50.0", "47.0 −3.0", "55.0 +5.0", "b", "30.0", "–", "20.0 −10.0"]
+    assert cells[:5] == ["a", "50.0 40.4–59.6", "47.0 37.5–56.7", "55.0 45.2–64.4", ""]
+    assert cells[5:10] == ["b", "30.0 21.9–39.6", "–", "20.0 13.3–28.9", ""]
+    assert "+5.0 (−8.7 to +18.4)" in cells
     assert "<b>55.0</b>" in text
     assert "<b>30.0</b>" in text
-    assert "mean of" not in text  # there is one task only that all three were measured on
+    assert "mean of" not in Page(text).text.replace("mean of its", "")  # only one task has all three
 
 
 def test_differences_are_signed() -> None:
@@ -275,6 +414,30 @@ def test_somebody_else_s_file_is_not_overwritten(demonstration: Path, tmp_path: 
     moce.report([str(demonstration / "mae")], out=out, quiet=True, overwrite=True)
     moce.report([str(demonstration / "clusters")], out=out, quiet=True)  # a page of ours is made anew
     assert "Clusters" in out.read_text("utf-8")
+
+
+def test_many_tasks_are_shown_briefly_and_in_full_when_opened(demonstration: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        shutil.copytree(demonstration / "custom" / "letters", tmp_path / f"task-{number}")
+    names = [str(tmp_path / f"task-{number}") for number in range(4)]
+    moce.report(names, out=tmp_path / "page.html", quiet=True)
+    page = Page((tmp_path / "page.html").read_text("utf-8"))
+    assert page.values("alt").count("pictures of the task") == 4
+    assert page.text.count("Votes, experts and pictures") == 4
+    assert page.text.count("48 pictures voted") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.timeout(600)
+def test_a_browser_opens_256_clusters_within_three_seconds(browser: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "page.py"
+    command = [sys.executable, str(script), "--repeats", "3", "--out", str(tmp_path / "page.json")]
+    subprocess.run(command, check=True, timeout=580, capture_output=True)
+    found = json.loads((tmp_path / "page.json").read_text())
+    assert found["clusters"] == 256
+    assert found["bytes"] < 15_000_000
+    assert found["median_drawn"] < 3
 
 
 @pytest.mark.browser

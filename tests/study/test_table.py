@@ -1,6 +1,5 @@
 """Tables of evaluations, against numbers worked out by hand."""
 
-import math
 from typing import Any
 
 import pytest
@@ -59,11 +58,34 @@ def test_differences_are_to_the_dense_model_that_trained_as_long() -> None:
     assert Table("linear", [rows[2]]).baseline is None
 
 
-def test_standard_errors_are_those_of_a_share() -> None:
-    table = Table("linear", [result(task, "MAE", 0.5, num_test=100) for task in "abcd"])
-    single, mean = table.standard_errors
-    assert single == pytest.approx(math.sqrt(0.25 / 100))
-    assert mean == pytest.approx(single / 2)
+def test_a_mean_of_tasks_is_surer_than_a_task() -> None:
+    rows = [result(task, m, v) for task in "abcd" for m, v in (("MAE*", 0.5), ("MoCE", 0.6))]
+    table = Table("linear", rows)
+    low, high = table.interval("a", "MAE*")
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert table.mean_interval("MAE*") == pytest.approx((0.5 - 0.0962 / 2, 0.5 + 0.0962 / 2), abs=1e-4)
+    single, mean = table.difference_interval("a", "MoCE"), table.difference_interval(None, "MoCE")
+    assert mean[1] - mean[0] == pytest.approx((single[1] - single[0]) / 2)
+    assert not table.separable("a", "MoCE")  # 50 of 100 against 60 of 100
+    assert table.separable(None, "MoCE")  # 200 of 400 against 240 of 400
+    assert table.difference_interval("a", "MAE*") is None
+
+
+def test_seeds_are_tested_on_the_same_pictures_and_do_not_narrow_the_interval() -> None:
+    one = Table("linear", [result("a", "MoCE", 0.5)])
+    three = Table("linear", [result("a", "MoCE", v, seed=s) for s, v in enumerate((0.4, 0.5, 0.6))])
+    narrow, wide = one.interval("a", "MoCE"), three.interval("a", "MoCE")
+    assert wide[1] - wide[0] == pytest.approx(narrow[1] - narrow[0], rel=0.03)
+    assert three.spread("a", "MoCE") == (0.4, 0.6)
+    assert one.spread("a", "MoCE") is None
+
+
+def test_a_metric_without_a_known_interval_has_none() -> None:
+    rows = [result("a", "MAE*", 0.5), result("a", "MoCE", 0.6, metric="map11")]
+    table = Table("linear", rows)
+    assert table.interval("a", "MoCE") is None
+    assert table.difference_interval("a", "MoCE") is None
+    assert not table.separable("a", "MoCE")
 
 
 def test_one_table_per_protocol() -> None:

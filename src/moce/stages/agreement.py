@@ -15,7 +15,8 @@ def contingency(
     return counts.reshape(shape).astype(np.float64)
 
 
-def _entropy(shares: Float[np.ndarray, "parts"]) -> float:
+def entropy(shares: Float[np.ndarray, "parts"]) -> float:
+    """- sum of p log p, in nats; an empty part adds nothing."""
     present = shares[shares > 0]
     return float(-(present * np.log(present)).sum())
 
@@ -25,10 +26,10 @@ def normalised_mutual_information(
 ) -> float:
     """I(clusters; classes) over the mean of their entropies, 0 to 1 (scikit-learn's default)."""
     joint = contingency(clusters, classes) / len(clusters)
-    rows, columns = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
+    rows, columns = entropy(joint.sum(axis=1)), entropy(joint.sum(axis=0))
     if rows + columns == 0:  # one cluster and one class: the same partition
         return 1.0
-    return min(max(2 * (rows + columns - _entropy(joint.ravel())) / (rows + columns), 0.0), 1.0)
+    return min(max(2 * (rows + columns - entropy(joint.ravel())) / (rows + columns), 0.0), 1.0)
 
 
 def purity(clusters: Int[np.ndarray, "images"], classes: Int[np.ndarray, "images"]) -> float:

@@ -38,9 +38,10 @@ from moce.model.experts import ClusterGate, ExpertAutoencoder
 from moce.model.resize import resize_encoder
 from moce.model.weights import fingerprint, load_model
 from moce.stages.feed import list_unreadable
+from moce.stages.nearest import SHEET, nearest_pictures, write_sheet
 
 STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K")
-CLUSTERS_FILE = "clusters.safetensors"
+CLUSTERS_FILE, THUMBS_FILE = "clusters.safetensors", "thumbs/thumbs.safetensors"
 LEAST_PERCENTILE = 5.0  # of random pre-training subsets of the task's size; below it no cluster fits
 MOST_ENTROPY = 0.9  # of the vote, as a share of log K; above it no cluster fits
 NUM_SUBSETS = 1000
@@ -53,7 +54,8 @@ class Votes:
     histogram_K: Int64[Tensor, " clusters"]
     mean_embedding: Float[Tensor, " width"]
     mean_cosine: float
-    percentile: float
+    percentile: float  # of mean_cosine among those of random pre-training subsets
+    subsets: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the 5, 50 and 95 % quantiles of these
 
     @property
     def num_images(self) -> int:
@@ -114,20 +116,20 @@ def count_votes(
     if not num_images:
         raise UserError(f"No picture of {source.uri} can be read.")
     mean_cosine = float(torch.cat(cosines).double().mean())
-    percentile = percentile_of_mean(mean_cosine, num_images, assigner.cosine_quantiles.double().numpy(), seed)
-    return Votes(votes, (total / num_images).float(), mean_cosine, percentile)
+    means = subset_means(num_images, assigner.cosine_quantiles.double().numpy(), seed)
+    low, middle, high = np.quantile(means, (LEAST_PERCENTILE / 100, 0.5, 1 - LEAST_PERCENTILE / 100)).tolist()
+    percentile = float((means <= mean_cosine).mean() * 100)
+    return Votes(votes, (total / num_images).float(), mean_cosine, percentile, (low, middle, high))
 
 
-def percentile_of_mean(mean_cosine: float, num_images: int, quantiles: np.ndarray, seed: int) -> float:
-    """Share, in per cent, of random pre-training subsets of `num_images` whose mean cosine is not larger."""
+def subset_means(num_images: int, quantiles: np.ndarray, seed: int) -> Float[np.ndarray, "subsets"]:
+    """Mean cosines of random pre-training subsets of `num_images`, from the quantiles of single pictures' cosines."""
     draw = np.random.default_rng(seed)
     places = np.linspace(0, 1, len(quantiles))
     if num_images <= 1000:
-        means = np.interp(draw.random((NUM_SUBSETS, num_images)), places, quantiles).mean(axis=1)
-    else:  # the mean of so many is normal
-        values = np.interp(draw.random(100_000), places, quantiles)
-        means = draw.normal(values.mean(), values.std() / math.sqrt(num_images), NUM_SUBSETS)
-    return float((means <= mean_cosine).mean() * 100)
+        return np.interp(draw.random((NUM_SUBSETS, num_images)), places, quantiles).mean(axis=1)
+    values = np.interp(draw.random(100_000), places, quantiles)
+    return draw.normal(values.mean(), values.std() / math.sqrt(num_images), NUM_SUBSETS)  # of so many: normal
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,9 @@ class Selection:
     strategy: str
     cluster: int | None
     weights_LE: Float[Tensor, "layers experts"]
+    shares_LE: Float[Tensor, "layers experts"] | None = (
+        None  # of the task's pictures that would go to each expert
+    )
 
     def experts(self, layers: tuple[int, ...]) -> dict[str, Any]:
         """{layer: index of its expert}, or all weights where experts are averaged."""
@@ -163,17 +168,17 @@ def select(strategy: str, model: ExpertAutoencoder, assigner: Assigner, votes: V
         )
     if votes is None:
         raise UserError(f"--strategy {strategy} looks at the task's pictures: give --images.")
-    share_LE = torch.einsum("k,lke->le", votes.histogram_K.double() / votes.num_images, one_hot_LKE)
+    share_LE = torch.einsum("k,lke->le", votes.histogram_K.double() / votes.num_images, one_hot_LKE).float()
     if strategy == "average":
-        return Selection(strategy, None, share_LE.float())
+        return Selection(strategy, None, share_LE, share_LE)
     if strategy == "per-layer":
         best = torch.nn.functional.one_hot(share_LE.argmax(dim=1), num_experts)
-        return Selection(strategy, None, best.float())
+        return Selection(strategy, None, best.float(), share_LE)
     if strategy == "nearest":
         cluster = int((assigner.centroids @ votes.mean_embedding).argmax())
     else:
         cluster = int(votes.histogram_K.argmax())
-    return Selection(strategy, cluster, one_hot_LKE[:, cluster].float())
+    return Selection(strategy, cluster, one_hot_LKE[:, cluster].float(), share_LE)
 
 
 @torch.no_grad()
@@ -219,7 +224,8 @@ def output_scales(model: ExpertAutoencoder, index: int, selection: Selection) ->
 
 
 def choice_of(selection: Selection, votes: Votes | None, model: ExpertAutoencoder) -> dict[str, Any]:
-    """The content of choice.json."""
+    """The content of choice.json, but for its pictures."""
+    layers, shares_LE = model.expert_shape.layers, selection.shares_LE
     return {
         "strategy": selection.strategy,
         "cluster": selection.cluster,
@@ -227,8 +233,16 @@ def choice_of(selection: Selection, votes: Votes | None, model: ExpertAutoencode
         "num_images": votes.num_images if votes else 0,
         "margin": votes.margin if votes else None,
         "entropy": votes.entropy if votes else None,
-        "experts": selection.experts(model.expert_shape.layers),
-        "fit": {"mean_cosine": votes.mean_cosine, "percentile": votes.percentile} if votes else None,
+        "experts": selection.experts(layers),
+        "num_experts": model.expert_shape.num_experts,
+        "shares": {} if shares_LE is None else dict(zip(map(str, layers), shares_LE.tolist(), strict=True)),
+        "fit": {
+            "mean_cosine": votes.mean_cosine,
+            "percentile": votes.percentile,
+            "subsets": list(votes.subsets),
+        }
+        if votes
+        else None,
         "warning": votes.warning if votes else None,
     }
 
@@ -329,11 +343,20 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         say(f"warning: {choice['warning']}", config.quiet)
     resize_encoder(vit, image_size)
     timm_content = timm_config(model, header["about"], assigner.crop_pct, image_size)
+    shown = nearest_pictures(
+        Path(config.moce) / THUMBS_FILE,
+        assigner,
+        source,
+        votes.histogram_K if votes else None,
+        choice["cluster"],
+    )
     with open_run(config.out, "customize", config, inputs, beside=timm_content) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite makes it again", config.quiet)
             return run.result()
-        run.write_json("choice.json", choice)
+        if shown is not None:
+            write_sheet(run.path / SHEET, shown[1])
+        run.write_json("choice.json", choice if shown is None else {**choice, "pictures": shown[0]})
         if source:
             list_unreadable(run.path, source, unreadable, config.quiet)
         with write_whole(run.path / "model.safetensors") as temporary:
@@ -347,11 +370,21 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         return run.finish({**result, "fingerprint": fingerprint(vit), "seed": config.seed})
 
 
+def kept_experts(choice: dict[str, Any]) -> str:
+    """'block 9: 6, block 11: a mean (3: 62 %, 0: 38 %)'."""
+    parts = []
+    for layer, kept in choice["experts"].items():
+        if isinstance(kept, list):
+            order = sorted((e for e, w in enumerate(kept) if w > 0), key=lambda e: -kept[e])
+            kept = f"a mean ({', '.join(f'{e}: {kept[e]:.0%}'.replace('%', ' %') for e in order)})"
+        parts.append(f"block {layer}: {kept}")
+    return ", ".join(parts)
+
+
 def tell(choice: dict[str, Any], votes: Votes | None, path: Path, quiet: bool) -> None:
     """What was chosen, for people."""
     if votes is not None and choice["cluster"] is not None:
         own = int(votes.histogram_K[choice["cluster"]])
         say(f"cluster {choice['cluster']} has {own} of {votes.num_images} votes", quiet)
-    experts = ", ".join(f"block {layer}: {e}" for layer, e in choice["experts"].items())
-    say(f"experts kept: {experts}", quiet)
+    say(f"experts kept: {kept_experts(choice)}", quiet)
     say(f'timm.create_model("local-dir:{path}", pretrained=True, num_classes=N) loads it', quiet)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moce.config import ExpertsConfig, Training, verb
-from moce.engine.devices import pick_device
+from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import sha256_of, write_whole
 from moce.engine.progress import say
 from moce.engine.randomness import normal
@@ -44,6 +44,7 @@ from moce.model.experts import (
 )
 from moce.model.weights import fingerprint, load_model, save_model
 from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared
+from moce.stages.patches import PATCHES_FILE, write_patches
 
 METHODS = {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*"}
 CLUSTERS_FILE = "clusters.safetensors"
@@ -382,6 +383,10 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         leave_clusters(run, clusters)
         if isinstance(model, ExpertAutoencoder) and config.gate == "cluster":
             run.write_json("routing.json", routing_table(model))
+        if isinstance(model, ExpertAutoencoder):
+            look = (clusters.labels, about, clusters.assigner.crop_pct, config.seed)
+            workers = num_workers_of(config.num_workers)
+            write_patches(run.path / PATCHES_FILE, model, source, *look, num_workers=workers)
         save_model(run.path / "model.safetensors", model, {**about, "seed": config.seed})
         list_unreadable(run.path, source, feed.unreadable, config.quiet)
         return run.finish(

@@ -82,15 +82,17 @@ def small_pictures(
     return images.reshape(*numbers.shape, *images.shape[1:])
 
 
-def sheet(pictures: UInt8[Tensor, "places channels rows columns"]) -> Image.Image:
-    """Pictures in rows of four, on white; of more than three channels the first three, of two the first."""
+def sheet(
+    pictures: UInt8[Tensor, "places channels rows columns"], across: int = ACROSS, gap: int = GAP
+) -> Image.Image:
+    """Pictures in rows of `across`, on white; of more than three channels the first three, of two the first."""
     pictures = pictures[:, : 3 if pictures.shape[1] >= 3 else 1]
     num, channels, height, width = pictures.shape
-    down = -(-num // ACROSS)
+    down = -(-num // across)
     canvas = np.full(
-        (down * (height + GAP) - GAP, ACROSS * (width + GAP) - GAP, channels), 255, dtype=np.uint8
+        (down * (height + gap) - gap, across * (width + gap) - gap, channels), 255, dtype=np.uint8
     )
     for place, picture in enumerate(pictures.numpy()):
-        top, left = (place // ACROSS) * (height + GAP), (place % ACROSS) * (width + GAP)
+        top, left = (place // across) * (height + gap), (place % across) * (width + gap)
         canvas[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
     return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)

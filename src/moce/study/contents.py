@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from moce.engine.files import read_json, sha256_of
 from moce.engine.runs import CONFIG, RunInfo
 from moce.errors import UserError
-from moce.images.augment import centre_crop
-from moce.images.decode import UnreadableImage
 from moce.images.sources import open_images
 from moce.model.weights import read_header, read_tensors
+from moce.stages.patches import PATCHES_FILE
 from moce.study.inspect import CHOICE, Found, identify, read_metrics
 
 THUMBS, CLUSTERS, MODEL, ROUTING = (
@@ -26,8 +25,7 @@ THUMBS, CLUSTERS, MODEL, ROUTING = (
     "routing.json",
 )
 ORDER = ("MAE", "clusters", "MAE*", "TokenMoE", "MoCE")
-ENOUGH = 0.1  # share of a cluster's pictures from which a class is worth naming, if it is twice that of all
-NAMES_SHOWN = 2
+NAMES_SHOWN = 3  # classes of a cluster
 
 
 @dataclass
@@ -54,6 +52,21 @@ class ClusterSet:
 
 
 @dataclass
+class PatchSet:
+    """Which expert the patches of some pictures go to (stages/patches.py)."""
+
+    gate: str
+    num_pictures: int
+    num_experts: int
+    explained: dict[str, dict[str, float | None]]  # layer: {colour, place, cluster, class}
+    images: UInt8[Tensor, "pictures channels height width"]
+    indices: Int64[Tensor, "pictures"]
+    experts: Int64[Tensor, "layers pictures rows columns"]
+    colours: Float[Tensor, "bins channels"]
+    counts: Int64[Tensor, "layers experts bins"]
+
+
+@dataclass
 class RunContent:
     """A run of pretrain, cluster or train-experts."""
 
@@ -64,6 +77,8 @@ class RunContent:
     colour: int = 0  # of its curves
     clusters: ClusterSet | None = None
     routing: dict[str, dict[str, list[Any]]] | None = None  # layer: {expert: [K], gate: [K, E]}
+    patches: PatchSet | None = None
+    label: str = ""  # what to call it beside the other runs
 
     @property
     def method(self) -> str:
@@ -86,6 +101,8 @@ class TaskModel:
     info: RunInfo
     name: str
     choice: dict[str, Any]
+    config: dict[str, Any]  # timm's
+    sheet: Image.Image | None = None  # as choice["pictures"] describes it
     source: RunContent | None = None  # the experts' run that it was cut out of, where that is given
 
 
@@ -122,7 +139,7 @@ def gather(paths: tuple[str, ...]) -> Contents:
         elif item.kind == "customised":
             choice = item.path / CHOICE
             if choice.is_file():  # else it was interrupted: there is nothing to show yet
-                contents.tasks.append(TaskModel(item.content, item.path.name, read_json(choice)))
+                contents.tasks.append(_task(item, read_json(choice)))
         elif item.kind == "evaluations":
             contents.results += [{**result, "file": str(item.path)} for result in item.content]
         else:
@@ -133,10 +150,20 @@ def gather(paths: tuple[str, ...]) -> Contents:
         clusters.where.sort(key=order.index)
     for number, run in enumerate(run for run in contents.runs if run.info.verb != "cluster"):
         run.colour = number
+        run.label = _label(run, contents.runs)
     sources = {run.result.get("fingerprint"): run for run in contents.of("train-experts") if run.result}
     for task in contents.tasks:
         task.source = sources.get(task.info.inputs.get("model"))
     return contents
+
+
+def _label(run: RunContent, runs: list[RunContent]) -> str:
+    """The method; where several runs are of it, with the name of the folder, or all of its path."""
+    alike = [other for other in runs if other.method == run.method]
+    if len(alike) == 1:
+        return run.method
+    names = [other.info.path.name for other in alike]
+    return f"{run.method} ({run.info.path.name if len(set(names)) == len(names) else run.name})"
 
 
 def _run(item: Found, contents: Contents) -> RunContent:
@@ -146,7 +173,21 @@ def _run(item: Found, contents: Contents) -> RunContent:
     run.clusters = _cluster_set(info, contents)
     if (item.path / ROUTING).is_file():
         run.routing = read_json(item.path / ROUTING)
+    if (item.path / PATCHES_FILE).is_file():
+        header, tensors = read_header(item.path / PATCHES_FILE), read_tensors(item.path / PATCHES_FILE)
+        facts = {name: header[name] for name in ("gate", "num_pictures", "num_experts", "explained")}
+        run.patches = PatchSet(**{**facts, **tensors})
     return run
+
+
+def _task(item: Found, choice: dict[str, Any]) -> TaskModel:
+    sheet = None
+    if about := choice.get("pictures"):
+        try:
+            sheet = Image.open(item.path / about["file"]).convert("RGB")
+        except (OSError, UnidentifiedImageError):
+            sheet = None  # the choice is worth showing without it
+    return TaskModel(item.content, item.path.name, choice, read_json(item.path / CONFIG), sheet)
 
 
 def _cluster_set(info: RunInfo, contents: Contents) -> ClusterSet | None:
@@ -170,7 +211,7 @@ def _cluster_set(info: RunInfo, contents: Contents) -> ClusterSet | None:
 
 
 def _classes(info: RunInfo, num_clusters: int) -> list[list[tuple[str, float]]] | None:
-    """The classes that every cluster has far more of than all pictures together; None where classes are not known."""
+    """The most frequent classes of every cluster; None where classes are not known."""
     try:
         source = open_images(info.config["images"])
         same = source.fingerprint() == info.inputs.get("images")
@@ -189,33 +230,10 @@ def _classes(info: RunInfo, num_clusters: int) -> list[list[tuple[str, float]]] 
     names = sorted(set(groups))
     of_class = np.array([names.index(group) for group in groups])
     classes, clusters = of_class[source.labels], np.load(info.path / "labels.npy")
-    overall = np.bincount(classes, minlength=len(names)) / len(classes)
     named = []
     for cluster in range(num_clusters):
         counts = np.bincount(classes[clusters == cluster], minlength=len(names))
         shares = counts / max(counts.sum(), 1)
         common = np.argsort(-shares, kind="stable")[:NAMES_SHOWN]
-        named.append(
-            [(names[n], float(shares[n])) for n in common if shares[n] >= max(ENOUGH, 2 * overall[n])]
-        )
+        named.append([(names[n], float(shares[n])) for n in common if shares[n] > 0])
     return named
-
-
-def own_pictures(
-    info: RunInfo, count: int, size: tuple[int, int]
-) -> UInt8[Tensor, "pictures channels height width"] | None:
-    """A few pictures of a task, evenly chosen; None where they are not there any more."""
-    try:
-        channels = read_json(info.path / CONFIG)["pretrained_cfg"]["input_size"][0]
-        source = open_images(info.config["images"], channels) if info.config["images"] else None
-    except UserError:
-        return None
-    if source is None or source.fingerprint() != info.inputs.get("images"):
-        return None
-    shown = []
-    for index in np.linspace(0, len(source) - 1, count).round().astype(int):
-        try:
-            shown.append(centre_crop(source.get(int(index))[0], size))
-        except UnreadableImage:
-            continue
-    return torch.stack(shown) if shown else None

@@ -16,6 +16,7 @@ from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.prepared import Prepared, is_prepared, read_prepared
 from moce.model.weights import read_header, read_tensors
+from moce.stages.customize import kept_experts
 from moce.study.table import is_evaluation, percent
 
 CHOICE = "choice.json"
@@ -26,9 +27,9 @@ SIZES = ("image_size", "patch_size")  # options that are (height, width) where t
 class Found:
     """What a path holds.
 
-    `kind` is run, customised, prepared, model, clusters, checkpoint, thumbs or evaluations; `content` the RunInfo of a
-    run or a customised folder, what a prepared folder says of itself, the JSON header of a file of tensors, or the list
-    of evaluations.
+    `kind` is run, customised, prepared, model, clusters, checkpoint, thumbs, patches or evaluations; `content` the
+    RunInfo of a run or a customised folder, what a prepared folder says of itself, the JSON header of a file of
+    tensors, or the list of evaluations.
     """
 
     kind: str
@@ -75,7 +76,7 @@ def _tensors(path: Path) -> Found:
         raise
     kinds = {"autoencoder": "model", "experts": "model", "assigner": "clusters"}
     kind = kinds.get(header.get("kind", ""), header.get("kind"))
-    if kind not in ("model", "clusters", "checkpoint", "thumbs"):
+    if kind not in ("model", "clusters", "checkpoint", "thumbs", "patches"):
         raise UserError(f"{path} holds '{kind}', which this version of moce does not know.")
     return Found(kind, path, header)
 
@@ -107,6 +108,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         "clusters": _clusters,
         "checkpoint": _checkpoint,
         "thumbs": _thumbs,
+        "patches": _patches,
         "evaluations": _results,
     }[found.kind]
     lines, facts = describe(found)
@@ -210,8 +212,7 @@ def _customised(found: Found) -> Described:
     ]
     if choice:
         cluster = "" if choice["cluster"] is None else f", cluster {choice['cluster']}"
-        experts = ", ".join(f"block {layer}: {e}" for layer, e in choice["experts"].items())
-        lines.append(f"chosen by {choice['strategy']}{cluster}; experts kept: {experts}")
+        lines.append(f"chosen by {choice['strategy']}{cluster}; experts kept: {kept_experts(choice)}")
         if choice["num_images"]:
             fit = choice["fit"]
             lines.append(
@@ -316,6 +317,19 @@ def _thumbs(found: Found) -> Described:
         f"the first {found.content['nearest']} lie nearest to the centroid, the others are drawn at random",
     ]
     return lines, {"num_clusters": clusters}
+
+
+def _patches(found: Found) -> Described:
+    header = found.content
+    lines = [
+        f"which of {header['num_experts']} experts the patches of {header['num_pictures']} pictures go to"
+    ]
+    for layer, explained in header["explained"].items():
+        shares = [f"{what} {percent(share)} %" for what, share in explained.items() if share is not None]
+        lines.append(
+            f"block {layer}, explained beyond chance by: {', '.join(shares) or 'nothing, it is one expert'}"
+        )
+    return lines, {"header": header}
 
 
 def _results(found: Found) -> Described:

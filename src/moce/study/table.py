@@ -1,8 +1,9 @@
 """Evaluations as a table: tasks by methods, protocol by protocol, for the page and for the terminal."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
+
+from moce.study.intervals import Interval, interval, of_sum
 
 ORDER = ("MAE", "MAE*", "TokenMoE", "MoCE")
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
@@ -75,17 +76,48 @@ class Table:
         other = self.mean(self.baseline) if task is None else self.value(task, self.baseline)
         return None if own is None or other is None else own - other
 
-    @property
-    def standard_errors(self) -> tuple[float, float]:
-        """(of a typical single value, of a mean over the shared tasks) from the number of test pictures alone."""
-        variances = {}
-        for task in self.tasks:
-            rows = [r for r in self.results if r["task"] == task]
-            value, pictures = sum(r["value"] for r in rows) / len(rows), min(r["num_test"] for r in rows)
-            variances[task] = value * (1 - value) / pictures
-        shared = self.shared or self.tasks
-        single = math.sqrt(sum(variances.values()) / len(variances))
-        return single, math.sqrt(sum(variances[t] for t in shared)) / len(shared)
+    def interval(self, task: str, method: str) -> Interval | None:
+        """95 % interval of `value`, from the number of test pictures.
+
+        Several seeds are tested on the same pictures, so their mean is as uncertain as one of them.
+        """
+        found = [(r["value"], interval(r)) for r in self.of(task, method)]
+        known = [(own, its) for own, its in found if its is not None]
+        if not known or len(known) < len(found):
+            return None
+        value = sum(own for own, _ in known) / len(known)
+        below, above = (sum(abs(own - its[side]) for own, its in known) / len(known) for side in (0, 1))
+        return value - below, value + above
+
+    def mean_interval(self, method: str) -> Interval | None:
+        """95 % interval of `mean`: the tasks are what they are, their test pictures are a sample."""
+        return self._sum([(1, method)], self.shared)
+
+    def difference_interval(self, task: str | None, method: str) -> Interval | None:
+        """95 % interval of `difference`."""
+        if self.baseline is None or method == self.baseline or self.difference(task, method) is None:
+            return None
+        return self._sum([(1, method), (-1, self.baseline)], self.shared if task is None else [task])
+
+    def _sum(self, signed_methods: list[tuple[int, str]], tasks: list[str]) -> Interval | None:
+        terms = []
+        for sign, method in signed_methods:
+            for task in tasks:
+                own, its = self.value(task, method), self.interval(task, method)
+                if own is None or its is None:
+                    return None
+                terms.append((sign / len(tasks), own, its))
+        return of_sum(terms) if terms else None
+
+    def separable(self, task: str | None, method: str) -> bool:
+        """Whether the interval of the difference leaves out 0."""
+        found = self.difference_interval(task, method)
+        return found is not None and not found[0] <= 0 <= found[1]
+
+    def spread(self, task: str, method: str) -> Interval | None:
+        """(lowest, highest) of several results."""
+        values = [r["value"] for r in self.of(task, method)]
+        return (min(values), max(values)) if len(values) > 1 else None
 
 
 def tables(results: list[dict[str, Any]]) -> list[Table]:

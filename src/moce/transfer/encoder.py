@@ -342,5 +342,5 @@ def customised_encoder(
 
 
 def chosen(choice: dict[str, Any]) -> dict[str, Any]:
-    """What of a choice belongs beside a result: votes of every cluster do not."""
-    return {name: value for name, value in choice.items() if name != "votes"}
+    """What of a choice belongs beside a result: votes of every cluster and shares of every expert do not."""
+    return {name: value for name, value in choice.items() if name not in ("votes", "shares")}

@@ -94,6 +94,7 @@ def evaluate_task(
         "per_class": listed(per_class(outcome.predictions, outcome.labels, task.num_classes)),
         **counts,
         "num_test": len(outcome.labels),
+        "num_test_per_class": torch.bincount(outcome.labels, minlength=task.num_classes).tolist(),
         "unreadable": num_unreadable(task, config.quiet),
         "seed": config.seed,
         "settings": {
