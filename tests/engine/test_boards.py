@@ -36,6 +36,16 @@ def test_tensorboard_gets_every_number_of_a_line(folder: Path) -> None:
     assert not (folder / "wandb.json").exists()
 
 
+def test_steps_that_are_computed_again_are_drawn_once(folder: Path) -> None:
+    for after, steps in ((0, (20, 40, 60)), (40, (60, 80))):  # killed behind the checkpoint of step 40
+        boards = Boards(folder, None)
+        boards.start(after)
+        for step in steps:
+            boards.add({"step": step, "loss": 1 / step})
+        boards.close()
+    assert drawn(folder)["loss"] == [(step, round(1 / step, 4)) for step in (20, 40, 60, 80)]
+
+
 def test_a_continued_run_goes_on_in_the_same_run_of_weights_and_biases(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +53,7 @@ def test_a_continued_run_goes_on_in_the_same_run_of_weights_and_biases(
     monkeypatch.setenv("WANDB_MODE", "offline")
     for step in (20, 10):  # a killed run computes steps again
         boards = Boards(folder, "birds")
+        boards.start(after=0)
         boards.add({"step": step, "loss": 0.5})
         boards.close()
     number = json.loads((folder / "wandb.json").read_text())["id"]
@@ -58,7 +69,7 @@ def test_a_missing_login_is_one_sentence(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(UserError, match="run `wandb login`, or set WANDB_MODE=offline"):
-        Boards(folder, "birds").add({"step": 1, "loss": 0.5})
+        Boards(folder, "birds").start(after=0)
 
 
 def test_without_the_package_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

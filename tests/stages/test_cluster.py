@@ -81,6 +81,13 @@ def test_it_returns_what_it_writes(clustered: tuple[Path, dict[str, Any]]) -> No
     assert summary["num_clusters"] == CLUSTERS
     assert summary["marginal_error"] < 1e-3
     assert summary["unreadable"] == 0
+    labels, source = np.load(out / "labels.npy"), open_images(TOY)
+    for cluster, named in enumerate(summary["classes"]):
+        own = [source.classes[k].split("/")[0] for k in source.labels[labels == cluster]]
+        assert 1 <= len(named) <= 3
+        for name, share in named:
+            assert share == pytest.approx(own.count(name) / len(own), abs=1e-4)
+        assert named[0][1] == pytest.approx(max(map(own.count, own)) / len(own), abs=1e-4)
 
 
 def test_labels_are_balanced_and_agree_with_the_summary(clustered: tuple[Path, dict[str, Any]]) -> None:

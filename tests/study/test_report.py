@@ -277,6 +277,28 @@ def test_it_is_said_where_no_cluster_fits(demonstration: Path, tmp_path: Path) -
     moce.report([str(tmp_path / "letters")], out=tmp_path / "page.html", quiet=True)
 
 
+def test_a_folder_from_somebody_else_brings_no_script(demonstration: Path, tmp_path: Path) -> None:
+    """Customised folders travel; what their choice.json says is text, and the picture beside it is ours by name."""
+    shutil.copytree(demonstration / "custom" / "letters", tmp_path / "letters")
+    file = tmp_path / "letters" / "choice.json"
+    choice = json.loads(file.read_text())
+    layer = next(iter(choice["experts"]))
+    evil = '9"><script>alert(1)</script>'
+    for part in ("experts", "shares"):
+        choice[part][evil] = choice[part].pop(layer)
+    choice["pictures"]["file"] = "../secret.png"
+    file.write_text(json.dumps(choice))
+    moce.report([str(tmp_path / "letters")], out=tmp_path / "page.html", quiet=True)
+    found = Page((tmp_path / "page.html").read_text("utf-8"))
+    assert "script" not in found.tags() and evil in found.text
+
+
+def test_prepared_pictures_are_passed_over(demonstration: Path, tmp_path: Path) -> None:
+    moce.prepare(images="toyworld://maps?num=6&size=16", out=tmp_path / "small", short_side=16, quiet=True)
+    given = [str(tmp_path / "small"), str(demonstration / "mae")]
+    assert moce.report(given, out=tmp_path / "page.html", quiet=True)["runs"] == 1
+
+
 def test_what_the_gates_follow_is_said(demonstration: Path, page: Path) -> None:
     text = Page(page.read_text("utf-8")).text
     for run in ("moce", "tokenmoe"):

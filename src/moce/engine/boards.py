@@ -12,34 +12,38 @@ TENSORBOARD, WANDB = "tensorboard", "wandb.json"
 
 
 class Boards:
-    """Takes the lines of `metrics.jsonl`; opened with the first of them, since either takes seconds to import.
+    """Takes the lines of `metrics.jsonl`.
 
     A continued run goes on in the same Weights & Biases run, whose id `wandb.json` in the run folder keeps.
     """
 
     def __init__(self, folder: Path, project: str | None) -> None:
         self.folder, self.project = folder, project
+        self.after = 0  # the step behind which this process draws
         self._tensorboard: Any = None
         self._wandb: Any = None
         if project and importlib.util.find_spec("wandb") is None:
             raise UserError("--wandb needs the package wandb: install moce[wandb], or leave the option out.")
 
+    def start(self, after: int) -> None:
+        """Be ready for the lines behind step `after`; says now, and not after an hour, that a login is missing."""
+        self.after = after
+        if self.project:
+            self._wandb = self._open_wandb(self.project)
+
     def add(self, line: dict[str, Any]) -> None:
         """Draw the numbers of a line at its step."""
         numbers = {n: v for n, v in line.items() if isinstance(v, (int, float)) and n != "step"}
         if self._tensorboard is None:
-            self._open()
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+            # Points that a killed run drew behind its last checkpoint are dropped.
+            purge = self.after + 1 if self.after else None
+            self._tensorboard = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purge)
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, line["step"])
         if self._wandb is not None:
             self._wandb.log({**numbers, "trained_steps": line["step"]})
-
-    def _open(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._tensorboard = SummaryWriter(str(self.folder / TENSORBOARD))
-        if self.project:
-            self._wandb = self._open_wandb(self.project)
 
     def _open_wandb(self, project: str) -> Any:
         import wandb
@@ -68,9 +72,9 @@ class Boards:
         run.define_metric("*", step_metric="trained_steps")
         return run
 
-    def close(self) -> None:
-        """Write out what is not yet."""
+    def close(self, failed: bool = False) -> None:
+        """Write out what is not yet; a run that `failed` or was interrupted is not shown as finished."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=int(failed))

@@ -98,8 +98,9 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for stream in (self._metrics, self._boards, self._lock):
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self._boards.close(failed=kind is not None)
+        for stream in (self._metrics, self._lock):
             if stream is not None:
                 stream.close()
 
@@ -130,6 +131,7 @@ class Run:
 
     def keep_metrics_before(self, step: int) -> None:
         """Drop lines of steps that a continued run computes again (the process died after its last checkpoint)."""
+        self._boards.start(after=step)
         path = self.path / METRICS
         if not path.is_file():
             return

@@ -1,4 +1,6 @@
-"""Do clusters agree with classes? Normalised mutual information and purity, from the table of counts."""
+"""Do clusters agree with classes? Normalised mutual information, purity and names, from the table of counts."""
+
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -35,3 +37,25 @@ def normalised_mutual_information(
 def purity(clusters: Int[np.ndarray, "images"], classes: Int[np.ndarray, "images"]) -> float:
     """Share of pictures that are of the most frequent class of their cluster."""
     return float(contingency(clusters, classes).max(axis=1).sum() / len(clusters))
+
+
+def leading_classes(
+    clusters: Int[np.ndarray, "images"],
+    classes: Int[np.ndarray, "images"],
+    names: list[str],
+    num_clusters: int,
+    most: int = 3,
+) -> list[list[list[Any]]]:
+    """Per cluster [class, share] of its most frequent classes; "creatures/cat" and "creatures/dog" count as one."""
+    groups = [name.rpartition("/")[0] or name for name in names]
+    shown = sorted(set(groups))
+    place = {name: number for number, name in enumerate(shown)}
+    of_class = np.array([place[group] for group in groups])
+    counts = np.zeros((num_clusters, len(shown)))
+    np.add.at(counts, (clusters, of_class[classes]), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    order = np.argsort(-shares, axis=1, kind="stable")[:, :most]
+    return [
+        [[shown[n], round(float(row[n]), 4)] for n in best if row[n] > 0]
+        for row, best in zip(shares, order, strict=True)
+    ]

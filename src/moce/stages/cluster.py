@@ -27,7 +27,7 @@ from moce.images.loader import survey
 from moce.images.sources import Source, open_images
 from moce.model.assigner import Assigner, adjusted_scores, cosines, quantiles
 from moce.model.weights import fingerprint, load_model
-from moce.stages.agreement import normalised_mutual_information, purity
+from moce.stages.agreement import leading_classes, normalised_mutual_information, purity
 from moce.stages.balance import balanced_clusters, chunk_rows
 from moce.stages.features import CROP_PCT, Features, embed_in_place, look_at_all
 from moce.stages.feed import list_unreadable
@@ -131,6 +131,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
         summary = {
             **balance_of(len(source), found, config),
             **agreement_of(source, looked, found, config, device),
+            "classes": classes_of(source, looked, found, config),
             "mean_cosine": float(fit.double().mean()),
             "unreadable": len(source) - len(looked.indices),
             "rounds": found.rounds,
@@ -210,6 +211,16 @@ def agreement_of(
         "nmi_raw": normalised_mutual_information(raw.labels.numpy(), classes),
         "purity_raw": purity(raw.labels.numpy(), classes),
     }
+
+
+def classes_of(
+    source: Source, looked: Features, found: Found, config: ClusterConfig
+) -> list[list[list[Any]]] | None:
+    """The most frequent classes of every cluster, for people; None where the classes have no names."""
+    if source.labels is None or source.classes is None:
+        return None
+    classes = source.labels[looked.indices.numpy()]
+    return leading_classes(found.labels.numpy(), classes, source.classes, config.num_clusters)
 
 
 def tell(summary: dict[str, Any], config: ClusterConfig) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -13,8 +12,8 @@ from torch import Tensor
 from moce.engine.files import read_json, sha256_of
 from moce.engine.runs import CONFIG, RunInfo
 from moce.errors import UserError
-from moce.images.sources import open_images
 from moce.model.weights import read_header, read_tensors
+from moce.stages.nearest import SHEET
 from moce.stages.patches import PATCHES_FILE
 from moce.study.inspect import CHOICE, Found, identify, read_metrics
 
@@ -25,7 +24,6 @@ THUMBS, CLUSTERS, MODEL, ROUTING = (
     "routing.json",
 )
 ORDER = ("MAE", "clusters", "MAE*", "TokenMoE", "MoCE")
-NAMES_SHOWN = 3  # classes of a cluster
 
 
 @dataclass
@@ -134,6 +132,8 @@ def gather(paths: tuple[str, ...]) -> Contents:
             seen.add(where)
             found.append(identify(path))
     for item in found:
+        if item.kind == "prepared" or (item.kind == "run" and item.content.verb == "prepare"):
+            continue  # pictures; a page shows what was made of them
         if item.kind == "run":
             contents.runs.append(_run(item, contents))
         elif item.kind == "customised":
@@ -182,10 +182,10 @@ def _run(item: Found, contents: Contents) -> RunContent:
 
 def _task(item: Found, choice: dict[str, Any]) -> TaskModel:
     sheet = None
-    if about := choice.get("pictures"):
+    if choice.get("pictures"):
         try:
-            sheet = Image.open(item.path / about["file"]).convert("RGB")
-        except (OSError, UnidentifiedImageError):
+            sheet = Image.open(item.path / SHEET).convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
             sheet = None  # the choice is worth showing without it
     return TaskModel(item.content, item.path.name, choice, read_json(item.path / CONFIG), sheet)
 
@@ -205,35 +205,6 @@ def _cluster_set(info: RunInfo, contents: Contents) -> ClusterSet | None:
         known = ClusterSet(key, content["images"], content["indices"], sizes, about, header["encoder"])
         contents.cluster_sets.append(known)
     known.where.append(str(info.path))
-    if info.verb == "cluster" and known.classes is None:
-        known.classes = _classes(info, len(known.sizes))
+    named = known.summary.get("classes")
+    known.classes = named if named and len(named) == len(known.sizes) else None
     return known
-
-
-def _classes(info: RunInfo, num_clusters: int) -> list[list[tuple[str, float]]] | None:
-    """The most frequent classes of every cluster; None where classes are not known."""
-    try:
-        source = open_images(info.config["images"])
-        same = source.fingerprint() == info.inputs.get("images")
-    except UserError:
-        return None
-    if (
-        not same
-        or source.labels is None
-        or source.classes is None
-        or not (info.path / "labels.npy").is_file()
-    ):
-        return None
-    groups = [
-        name.rpartition("/")[0] or name for name in source.classes
-    ]  # "creatures/cat" counts as creatures
-    names = sorted(set(groups))
-    of_class = np.array([names.index(group) for group in groups])
-    classes, clusters = of_class[source.labels], np.load(info.path / "labels.npy")
-    named = []
-    for cluster in range(num_clusters):
-        counts = np.bincount(classes[clusters == cluster], minlength=len(names))
-        shares = counts / max(counts.sum(), 1)
-        common = np.argsort(-shares, kind="stable")[:NAMES_SHOWN]
-        named.append([(names[n], float(shares[n])) for n in common if shares[n] > 0])
-    return named

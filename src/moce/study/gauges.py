@@ -1,11 +1,11 @@
 """Small charts that stand in a line of text or a row of a table: differences with whiskers, votes, gauges, shares.
 
-SVG in the page's colours, as in charts.py. What `said` says goes into an attribute as it is: fixed words, no names.
+SVG in the page's colours, as in charts.py.
 """
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from moce.study.charts import colour, ticks
 from moce.study.intervals import Interval
@@ -40,7 +40,7 @@ def forest_row(differences: Sequence[tuple[int, float, Interval]], reach: float,
             f'style="stroke:{paint};stroke-width:1.6;fill:{filled}"/>'
         )
     size = f'width="{FOREST_WIDE}" height="{high}"'
-    return Markup(f'<svg class="forest" {size} role="img" aria-label="{said}">{"".join(parts)}</svg>')
+    return Markup(f'<svg class="forest" {size} role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>')
 
 
 def _signed(value: float) -> str:
@@ -111,7 +111,8 @@ def gauge(
         if all(abs(place - other) > 26 for _, other in places if other < place):
             parts.append(f'<text x="{place:.1f}" y="{high - 6}" text-anchor="{anchor}">{x:.3g}</text>')
     return Markup(
-        f'<svg class="chart gauge" viewBox="0 0 {wide} {high}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+        f'<svg class="chart gauge" viewBox="0 0 {wide} {high}" role="img" '
+        f'aria-label="{escape(said)}">{"".join(parts)}</svg>'
     )
 
 
@@ -132,5 +133,5 @@ def share_bar(
             x += width
     return Markup(
         f'<svg class="chart shares" viewBox="0 0 {wide} {high}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{said}">{"".join(parts)}</svg>'
+        f'aria-label="{escape(said)}">{"".join(parts)}</svg>'
     )

@@ -5,7 +5,7 @@ They hold for the sampling of test pictures alone. Another seed, or other pictur
     top1             Wilson's interval of a share (Wilson 1927)
     mean_per_class   normal, with the variance of a mean of independent shares, sum_c p_c (1 - p_c) / n_c / C^2, where
                      each class is given one right and one wrong picture more, for one without mistakes may make some
-                     (coverage 95 to 99 % for 2 to 102 classes of 3 to 40 pictures, M)
+                     (rather too wide for classes of few pictures; a test simulates its coverage)
     differences      from the intervals of both sides (Zou and Donner 2008; for two shares: Newcombe 1998, method 10),
     and means        as if each score had test pictures of its own. Two models that are tested on the same pictures fail
                      on the same ones, so such an interval is rather too wide.
