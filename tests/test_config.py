@@ -13,6 +13,13 @@ from moce.errors import UserError
 from moce.presets import PRESETS
 
 
+def test_an_empty_name_is_no_name() -> None:
+    """What `--images "$UNSET"` gives; it would stand for the current folder."""
+    for option in ("images", "out"):
+        with pytest.raises(UserError, match=f"--{option} is empty"):
+            resolve(PretrainConfig, {"images": "photos", "out": "runs/mae", option: ""})
+
+
 def test_an_option_wins_over_the_preset_and_the_preset_over_the_default() -> None:
     config = resolve(PretrainConfig, {"images": "x", "out": "y", "preset": "debug", "epochs": "7"})
     assert config.epochs == 7

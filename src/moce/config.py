@@ -18,6 +18,7 @@ import functools
 import inspect
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -349,6 +350,8 @@ def _checked(value: Any, field: dataclasses.Field, owner: type) -> Any:
 
 
 def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field) -> Any:
+    if element is str and value == "" and field.metadata["role"] in ("input", "output"):
+        raise UserError(f"{spelled} is empty; leave it out, or say what it names.")
     if typing.get_origin(element) is Literal:
         choices = typing.get_args(element)
         if value not in choices:
@@ -378,7 +381,7 @@ def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field)
 
 def _size(value: Any, spelled: str, field: dataclasses.Field) -> Size:
     """A side, or two of them as 96x64 or (96, 64); a square is always one number."""
-    sides = value.lower().split("x") if isinstance(value, str) else value
+    sides = re.split("[x,]", value.lower()) if isinstance(value, str) else value
     sides = list(sides) if isinstance(sides, (list, tuple)) else [sides]
     if len(sides) not in (1, 2):
         raise UserError(f"{spelled} must be a side or HEIGHTxWIDTH, such as 64 or 96x64, not '{value}'.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,12 @@ def test_strict_writes_nothing_where_no_cluster_fits(small_runs, tmp_path: Path,
         moce.customize(small_runs.moce, images=TASK, out=tmp_path / "m", strict=True, quiet=True)
     assert not (tmp_path / "m").exists()
     assert moce.customize(small_runs.moce, images=TASK, out=tmp_path / "m", quiet=True)["warning"]
+
+
+def test_pictures_of_a_test_split_do_not_vote_unnoticed(
+    small_runs, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(tiny_folder, tmp_path / "task" / split)
+    moce.customize(small_runs.moce, images=tmp_path / "task", out=tmp_path / "out", strategy="nearest")
+    assert f"name {tmp_path / 'task' / 'train'} to leave them out" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 
 import moce
 from moce.errors import UserError
+from moce.study.inspect import identify
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,20 @@ def test_sentences_about_what_is_not_ours(demonstration: Path, tmp_path: Path) -
     for name, words in cases.items():
         with pytest.raises(UserError, match=words):
             moce.inspect(tmp_path / name)
+
+
+def test_a_damaged_or_incomplete_folder_is_told(demonstration: Path, tmp_path: Path) -> None:
+    for name, file in (
+        ("custom/letters", "model.safetensors"),
+        ("clusters", "clusters.safetensors"),
+        ("mae", "model.safetensors"),
+    ):
+        copy = tmp_path / name.replace("/", "-")
+        shutil.copytree(demonstration / name, copy)
+        whole = (copy / file).read_bytes()
+        (copy / file).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match="not a readable safetensors file"):
+            identify(copy)
+        (copy / file).unlink()
+        with pytest.raises(UserError, match=f"lacks its {file}"):
+            identify(copy)

@@ -68,9 +68,8 @@ def read_run(path: str | Path, verb: str | tuple[str, ...] | None = None) -> Run
         raise UserError(f"{path} is not a run folder of moce: its {CONFIG} is of another kind.")
     verbs = (verb,) if isinstance(verb, str) else verb
     if verbs and content["verb"] not in verbs:
-        raise UserError(
-            f"{path} holds a run of `moce {content['verb']}`; a run of `moce {verbs[0]}` is needed here."
-        )
+        wanted = " or ".join(f"`moce {one}`" for one in verbs)
+        raise UserError(f"{path} holds a run of `moce {content['verb']}`; a run of {wanted} is needed here.")
     return RunInfo(
         path, content["verb"], content["options"], content.get("inputs", {}), (path / RESULT).is_file()
     )

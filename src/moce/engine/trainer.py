@@ -235,5 +235,5 @@ def require_finite(sums: dict[str, Tensor], module: nn.Module, step: int, run: R
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
         raise UserError(
             f"The loss is not finite at step {step}: {where}; take a lower --base-lr, or --precision fp32, and another "
-            "--out."
+            "--out or --overwrite."
         )

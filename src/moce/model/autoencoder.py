@@ -13,6 +13,7 @@ Shape letters: B images, N patches, V visible patches, T tokens (class token and
 
 import dataclasses
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -75,7 +76,8 @@ def encoder_architecture(name: str) -> str:
     for candidate in (name, f"{name}_patch16_224"):
         if candidate in known:
             return candidate
-    short = sorted({n.removesuffix("_patch16_224") for n in known if n.startswith("vit_")} | set(known))
+    plain = [n for n in known if re.fullmatch(r"(vit_[a-z]+_patch\d+_\d+|test_vit)", n)]
+    short = [*plain, *(n.removesuffix("_patch16_224") for n in plain)]
     raise UserError(f"timm has no model '{name}'; --model takes its plain ViTs.{did_you_mean(name, short)}")
 
 

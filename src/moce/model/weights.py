@@ -31,16 +31,20 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
         save_file(content, temporary, metadata={HEADER: json.dumps(dict(header))})
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of a file of ours; UserError when the file is missing, broken or not ours."""
-    path = Path(path)
+def require_readable(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, whoever wrote it; UserError when it is missing, cut off or none."""
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}); make it again.") from None
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of a file of ours; UserError when the file is missing, broken or not ours."""
+    metadata = require_readable(Path(path))
     if HEADER not in metadata:
         raise UserError(f"{path} was not written by moce: its header has no '{HEADER}' entry.")
     return json.loads(metadata[HEADER])

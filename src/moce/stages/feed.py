@@ -65,6 +65,9 @@ def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], conf
     order = Order(
         len(source), config.batch_size, config.seed, kind=config.order, shards=source.shards(), allowed=None
     )
+    if config.batch_size > len(source):
+        text = f"--batch-size {config.batch_size} is more than the {len(source)} pictures: a step sees some of them "
+        say(f"{text}several times", config.quiet)
     plan = Plan(order.steps_for(config.epochs), len(source), config.batch_size, config.warmup)
     return Feed(source, checked, order, plan, image_size, config, set(checked.unreadable))
 

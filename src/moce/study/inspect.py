@@ -15,11 +15,17 @@ from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.prepared import Prepared, is_prepared, read_prepared
-from moce.model.weights import read_header, read_tensors
+from moce.model.weights import read_header, read_tensors, require_readable
 from moce.stages.customize import kept_experts
 from moce.study.table import is_evaluation, percent
 
 CHOICE = "choice.json"
+LEFT_BY = {
+    "pretrain": ("model.safetensors",),
+    "cluster": ("clusters.safetensors", "clusters.json", "labels.npy"),
+    "train-experts": ("model.safetensors", "clusters.safetensors"),
+    "customize": ("model.safetensors", CHOICE),
+}
 SIZES = ("image_size", "patch_size")  # options that are (height, width) where they are not one number
 
 
@@ -63,7 +69,23 @@ def _folder(path: Path) -> Found:
             raise UserError(f"{path} is no run, but holds runs: name them, such as {path / inside[0]}.")
         raise UserError(f"{path} is not a run folder or a customised model: it has no {CONFIG}.")
     info = read_run(path)
+    if info.finished:
+        require_whole(info)
     return Found("customised" if info.verb == "customize" else "run", path, info)
+
+
+def require_whole(info: RunInfo) -> None:
+    """UserError where a finished run lacks a file that it cannot do without, or that file is cut off."""
+    for name in LEFT_BY.get(info.verb, ()):
+        path = info.path / name
+        if not path.is_file():
+            raise UserError(
+                f"{info.path} lacks its {name}; make it again with --overwrite, or copy the folder again."
+            )
+        if path.suffix == ".safetensors":
+            require_readable(path)
+        elif path.suffix == ".json":
+            read_json(path)
 
 
 def _tensors(path: Path) -> Found:

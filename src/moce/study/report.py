@@ -38,8 +38,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
     and for an --out that is somebody else's file.
     """
     out = Path(config.out)
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name an .html file.")
+    if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out} is {'a folder' if out.is_dir() else 'no page'}; name an .html file.")
     if out.exists() and not config.overwrite and GENERATOR not in out.read_text("utf-8", "replace")[:2000]:
         raise UserError(
             f"--out {out} is there and is no page of moce; choose another name, or give --overwrite."
@@ -50,11 +50,15 @@ def report(config: ReportConfig) -> dict[str, Any]:
     while len(text := render(contents, sections)) > LARGEST and budget > PIXEL_BUDGET / 64:
         budget /= 2  # pictures that hardly compress, such as noise
         sections = page_sections(contents, config.seed, budget)
+    if not sections:
+        raise UserError(
+            f"There is nothing to show in {', '.join(config.runs)} yet; finish what was interrupted there."
+        )
     with write_whole(out) as temporary:
         # A file name may hold bytes that are no UTF-8; they are shown as \udc.. like in JSON.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     size = out.stat().st_size
-    say(f"{out}: {', '.join(sections) or 'nothing to show yet'} ({size / 2**20:.1f} MiB)", config.quiet)
+    say(f"{out}: {', '.join(sections)} ({size / 2**20:.1f} MiB)", config.quiet)
     return {
         "verb": "report",
         "out": str(out),
