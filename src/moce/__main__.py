@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from moce import VERBS, __version__, config, presets
-from moce.errors import UserError, did_you_mean
+from moce.errors import UserError, did_you_mean, require_there
 
 CONFIGS: dict[str, type] = {
     "demo": config.DemoConfig,
@@ -112,6 +112,8 @@ def run(arguments: list[str]) -> None:
     """Run one command; raises what goes wrong."""
     verb, options = parse(arguments)
     resolved = config.resolve(CONFIGS[verb], options)
+    if images := getattr(resolved, "images", None):
+        require_there(images)  # at once, and not after the seconds that torch takes to import
     name = verb.replace("-", "_")
     getattr(import_module(VERBS[name]), name)(resolved)
 

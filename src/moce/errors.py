@@ -5,11 +5,22 @@ is wrong, where, and what to do. Everything else that escapes is a fault of ours
 """
 
 import difflib
+import glob
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
     """Input that cannot be used; the message is one sentence for people."""
+
+
+def require_there(uri: str) -> None:
+    """UserError where `uri` is a plain path and nothing lies there; needs no library, so it can be asked at once."""
+    path = Path(uri).expanduser()
+    if ":" in uri or glob.has_magic(uri) or path.exists():
+        return
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UserError(f"There is no folder or file '{uri}'.{did_you_mean(path.name, beside)}")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

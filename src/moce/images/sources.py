@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from moce.errors import UserError, did_you_mean
+from moce.errors import UserError, require_there
 from moce.images.decode import FORMATS, UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
@@ -90,10 +90,8 @@ def open_images(uri: str, channels: int = 3) -> Source:
         if not found:
             raise UserError(f"No file matches '{uri}'.")
         return ParquetImages(uri, [Path(p) for p in found], channels)
-    hint = ""
-    if path.parent.is_dir():
-        hint = did_you_mean(path.name, [p.name for p in path.parent.iterdir()])
-    raise UserError(f"There is no folder or file '{uri}'.{hint}")
+    require_there(uri)
+    raise UserError(f"There is no folder or file '{uri}'.")
 
 
 def _open_file(uri: str, path: Path, channels: int) -> Source:
