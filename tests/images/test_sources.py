@@ -1,5 +1,6 @@
 """A picture is found by its index, whatever it is stored in; bad input is refused in one sentence."""
 
+import errno
 import json
 import os
 import pickle
@@ -123,6 +124,29 @@ def test_broken_files_are_unreadable_not_fatal(tmp_path: Path) -> None:
         with pytest.raises(UnreadableImage):
             source.get(index)
     assert source.fingerprint()
+
+
+def test_one_file_may_be_bad_but_a_disk_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_images(str(fill(tmp_path / "set", *[f"{i}.png" for i in range(5)])))
+    for number, kind in enumerate([Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)]):
+        (tmp_path / "set" / f"{number}.png").unlink()
+        kind(tmp_path / "set" / f"{number}.png")
+        with pytest.raises(UnreadableImage):
+            source.get(number)
+
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", stale)
+        with pytest.raises(UserError, match=r"3.png' cannot be read \(Stale file handle\): see to the disk"):
+            source.get(3)
+    assert source.get(3)[0][0, 0, 0] == 3
+    (tmp_path / "set").rename(tmp_path / "unmounted")
+    for _ in range(2):  # nothing is left of it, then an empty folder, on which it was mounted
+        with pytest.raises(UserError, match="set' was taken away while it was read; bring it back"):
+            source.get(3)
+        (tmp_path / "set").mkdir(exist_ok=True)
 
 
 def test_a_folder_travels_light() -> None:

@@ -1,6 +1,7 @@
 """`moce prepare`: every format opens with the pictures, labels and names of the original; nothing is lost by a kill."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -321,17 +322,92 @@ def test_a_finished_one_is_left_alone_and_a_changed_option_is_named(
     assert files_of(prepared / "parquet") == before
 
 
-def test_more_than_five_per_cent_broken_is_refused_and_leaves_nothing(many: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_more_than_five_per_cent_broken_is_refused_and_keeps_whole_files_alone(
+    many: Path, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "in").mkdir()
     for path in sorted(many.iterdir())[:40]:
         (tmp_path / "in" / path.name).hardlink_to(path)
     for number in range(5):
         (tmp_path / "in" / f"z{number}.png").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"3 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
-    ):
-        moce.prepare(images=tmp_path / "in", out=tmp_path / "out", short_side=16, shard_mib=0.01, quiet=True)
-    assert not (tmp_path / "out").exists()
+    options = {"images": tmp_path / "in", "short_side": 16, "format": kind, "num_workers": 0, "quiet": True}
+    words = r"3 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
+    with pytest.raises(UserError, match=words):
+        moce.prepare(**options, out=tmp_path / "whole")  # one file, which is not whole when it is refused
+    assert not (tmp_path / "whole").exists()
+    out = tmp_path / "files"
+    with pytest.raises(UserError, match=words):
+        moce.prepare(**options, out=out, shard_mib=0.006)
+    about = json.loads((out / "prepared.json").read_text())
+    assert about["seen"] > 0 and all((out / shard["file"]).is_file() for shard in about["shards"])
+    with pytest.raises(UserError, match=words):  # it goes on where it was, and says so again
+        moce.prepare(**options, out=out, shard_mib=0.006)
+
+
+def test_what_is_not_its_own_stays_when_it_is_refused(many: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    options = {"images": tmp_path / "in", "short_side": 16, "num_workers": 0, "quiet": True}
+    moce.prepare(images="toyworld://digits?num=2", out=tmp_path / "out", short_side=16, quiet=True)
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "result.json").unlink()  # else it would be left alone
+    for name in ("prepared.json", "pictures-00000.parquet"):
+        (tmp_path / "out" / name).unlink()
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    about["inputs"]["images"] = open_images(str(tmp_path / "in")).fingerprint()
+    about["options"] |= {"images": str(tmp_path / "in")}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="All 1 pictures"):
+        moce.prepare(**options, out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_stops_the_work_and_keeps_it(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """As if it were taken away after 200 pictures: none of the others counts as broken, and it continues."""
+    options = {"images": many, "short_side": 16, "shard_mib": 0.006, "quiet": True, "num_workers": workers}
+    plain = os.open
+
+    def failing(path: object, *rest: int) -> int:
+        if Path(str(path)).parent == many and sorted(os.listdir(many)).index(Path(str(path)).name) > 200:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("moce.stages.prepare.SAMPLE", 1)
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\): see to the disk and run again"):
+        moce.prepare(**options, out=tmp_path / "out")
+    monkeypatch.undo()
+    assert seen(tmp_path / "out") > 100
+    moce.prepare(**options, out=tmp_path / "out")
+    moce.prepare(**options, out=tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_out_and_pictures_in_one_place_are_refused_and_nothing_is_lost(
+    prepared: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for kind in FORMATS:
+        shutil.copytree(prepared / kind, tmp_path / kind)
+    shutil.copytree(tiny_folder, tmp_path / "in")
+    (tmp_path / "link").symlink_to(tmp_path / "array")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    cases = [
+        (tmp_path / "parquet", "parquet", "holds the pictures of"),
+        (tmp_path / "parquet" / "pictures-*.parquet", "parquet", "holds the pictures of"),
+        (f"wds:{tmp_path}/tar/*.tar", "tar", "holds the pictures of"),
+        (tmp_path / "array", "link", "holds the pictures of"),
+        (tmp_path / "in" / "rings", "in", "holds the pictures of"),
+        (tmp_path / "in", "in/small", "lies in the folder of"),
+        (f"torchvision://ImageFolder?root={tmp_path}/in", "in/small", "lies in the folder of"),
+    ]
+    for images, out, words in cases:
+        with pytest.raises(UserError, match=f"--out .*{out} {words} --images '.*'; name a"):
+            moce.prepare(images=images, out=tmp_path / out, short_side=20, overwrite=True, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_too_little_space_is_said_before_the_start(

@@ -20,7 +20,7 @@ from torch import Tensor
 from moce.errors import UserError, did_you_mean
 from moce.images.decode import UnreadableImage, decode
 from moce.images.labels import classified
-from moce.images.sources import even_shards
+from moce.images.sources import bytes_of, even_shards
 from moce.images.uris import parts_of, refuse_unknown, switch
 
 OPTIONS = ["split", "config", "column", "label", "streaming"]
@@ -38,6 +38,7 @@ class HubImages:
             raise UserError(
                 f"'{uri}': a picture is asked for by its index, which a stream has not; leave streaming out."
             )
+        self._folder = _local_folder(name)
         rows = _rows(uri, name, options.get("config"), options.get("split"))
         if not len(rows):
             raise UserError(f"'{uri}' has no rows.")
@@ -70,10 +71,12 @@ class HubImages:
             return data
         if path is None:
             raise UnreadableImage("no bytes in this row")
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(error.strerror or str(error)) from error
+        return bytes_of(Path(path))
+
+    def places(self) -> list[Path]:
+        """The data set's folder, where it is one of this machine, and the files that the library made of it."""
+        made = [Path(file["filename"]) for file in self._rows.cache_files]
+        return made if self._folder is None else [self._folder, *made]
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
@@ -111,16 +114,16 @@ def _names_and_sizes(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
 def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
     """The split as a `datasets.Dataset`."""
     datasets = _library(uri)
-    path = os.path.expanduser(name)
-    local = path.startswith((os.sep, "."))
-    if local and not os.path.isdir(path):
+    folder = _local_folder(name)
+    path = name if folder is None else str(folder)
+    if folder is not None and not folder.is_dir():
         raise UserError(f"'{uri}': there is no folder '{path}'.")
     with _progress_for_people(datasets):
         try:
             found = datasets.load_dataset(path, config, split=split)
         # The library raises most classes there are, and httpx's besides.
         except Exception as error:
-            downloaded = None if local else _downloaded(name)
+            downloaded = None if folder is not None else _downloaded(name)
             if downloaded is None:
                 raise UserError(_refusal(uri, error)) from error
             try:
@@ -133,6 +136,12 @@ def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
             raise UserError(f"'{uri}': say which split with ?split= and one of {', '.join(found)}.")
         found = found[chosen]
     return found
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of this machine that is meant; None for a name of the hub."""
+    path = os.path.expanduser(name)
+    return Path(path) if path.startswith((os.sep, ".")) else None
 
 
 def _library(uri: str) -> Any:

@@ -144,6 +144,10 @@ class ParquetImages:
                 self._groups.popitem(last=False)
             return pictures
 
+    def places(self) -> list[Path]:
+        """The files."""
+        return self.files
+
     def shards(self) -> list[range]:
         """The row groups."""
         return [range(int(start), int(stop)) for start, stop in pairwise(self._starts) if stop > start]

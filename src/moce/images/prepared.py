@@ -163,6 +163,10 @@ class ArrayImages:
         """All pictures, in the file: a part of it is read when it is used."""
         return self._images
 
+    def places(self) -> list[Path]:
+        """The folder."""
+        return [self.folder]
+
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
         return [range(i, min(i + SHARD, len(self))) for i in range(0, len(self), SHARD)]

@@ -31,7 +31,7 @@ from moce.engine.progress import say, track
 from moce.engine.runs import open_run, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import centred_batches, survey
-from moce.images.sources import Source, open_images
+from moce.images.sources import Source, open_images, require_apart
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import build_encoder, require_whole_patches
 from moce.model.experts import ClusterGate, ExpertAutoencoder
@@ -331,6 +331,8 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     if source is not None and not needs_pictures:
         say(f"--strategy {config.strategy} does not look at --images", config.quiet)
         source = None
+    if source is not None:
+        require_apart(source, config.out, below=False)
     unreadable = survey(source, config.quiet).unreadable if source else []
     inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
     looking = {"batch_size": config.batch_size, "num_workers": num_workers_of(config.num_workers)}

@@ -4,9 +4,9 @@ Worker processes shrink pictures (images/shrink.py), this process packs them (im
 prepared.json says how far the work is; a later process starts behind the last whole file and writes the same bytes.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from moce.config import PrepareConfig, verb
 from moce.engine.files import require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
-from moce.engine.runs import Run, open_run
+from moce.engine.runs import CONFIG, LOCK, Run, open_run
 from moce.errors import UserError
 from moce.images.decode import UnreadableImage, decode
 from moce.images.loader import in_workers
@@ -30,10 +30,10 @@ from moce.images.packing import (
     write_parquet,
     write_tar,
 )
-from moce.images.prepared import LABELS, NAMES, PIXELS, Prepared, is_prepared, read_prepared
+from moce.images.prepared import LABELS, MARKER, NAMES, PIXELS, Prepared, is_prepared, read_prepared
 from moce.images.reading import refuse_if_many
 from moce.images.shrink import Small, original_name, small_jpeg, small_square
-from moce.images.sources import Source, open_images
+from moce.images.sources import Source, open_images, require_apart
 from moce.stages.feed import list_unreadable
 
 CHUNK = 16  # pictures that a worker hands over at a time
@@ -51,6 +51,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if config.channels not in (1, 3):
         raise UserError(f"--channels must be 1 or 3, not {config.channels}.")
     source = open_images(config.images, config.channels if config.format == "array" else 3)
+    require_apart(source, config.out)
     with open_run(config.out, "prepare", config, {"images": source.fingerprint()}) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite prepares the pictures again", config.quiet)
@@ -162,7 +163,7 @@ def pack_all(run: Run, source: Source, about: Prepared, config: PrepareConfig) -
     """Everything that is not packed yet, file by file."""
     starts = range(about.seen, len(source), CHUNK)
     pictures = chain.from_iterable(in_workers(Shrinking(source, config), starts, config.num_workers))
-    with track(len(source), "preparing", quiet=config.quiet, done=about.seen) as progress:
+    with track(len(source), "preparing", quiet=config.quiet, done=about.seen) as progress, begun_or_gone(run):
         while about.seen < len(source):
             num_before = about.num_images
             of_file = pictures_of_file(pictures, run, source, about, config, progress)
@@ -189,7 +190,7 @@ def pictures_of_file(
         progress.advance()
         if picture.reason:
             about.unreadable.append((picture.number, picture.reason))
-            refuse_if_hopeless(run, source, about)
+            refuse_if_many(source, about.unreadable, len(source))
             continue
         about.num_images += 1
         about.copied += picture.copied
@@ -205,12 +206,17 @@ def pictures_of_file(
             return
 
 
-def refuse_if_hopeless(run: Run, source: Source, about: Prepared) -> None:
-    """UserError as soon as more than 5 % of all pictures are broken. Nothing stays that could not be continued."""
+@contextmanager
+def begun_or_gone(run: Run) -> Iterator[None]:
+    """Where the block is refused before a file of pictures is whole, what it wrote goes; otherwise everything stays."""
     try:
-        refuse_if_many(source, about.unreadable, len(source))
+        yield
     except UserError:
-        shutil.rmtree(run.path)
+        if not read_prepared(run.path).seen:
+            for name in (UNFINISHED, NAMES, MARKER, CONFIG, LOCK):
+                (run.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody put something beside them
+                run.path.rmdir()
         raise
 
 
