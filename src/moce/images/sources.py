@@ -22,7 +22,7 @@ from moce.images.decode import FORMATS, UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
 EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-EXTENSIONS += (".jp2", ".j2k", ".avif") if "AVIF" in FORMATS else (".jp2", ".j2k")
+EXTENSIONS += (".jp2", ".j2k", ".ppm", ".pgm") + ((".avif",) if "AVIF" in FORMATS else ())
 ARRAYS = (".npy",)  # pictures of a folder that has no others; elsewhere they may be anything
 # What can be wrong with one file; anything else is the disk's or the network's, and may be gone tomorrow.
 OF_ONE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
