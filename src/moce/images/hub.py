@@ -39,6 +39,7 @@ class HubImages:
                 f"'{uri}': a picture is asked for by its index, which a stream has not; leave streaming out."
             )
         self._folder = _local_folder(name)
+        self._folders = _own_folders(uri, self._folder)
         rows = _rows(uri, name, options.get("config"), options.get("split"))
         if not len(rows):
             raise UserError(f"'{uri}' has no rows.")
@@ -71,7 +72,23 @@ class HubImages:
             return data
         if path is None:
             raise UnreadableImage("no bytes in this row")
+        if not self._owns(path):
+            raise UnreadableImage("its path leads out of the data set and the library's folders")
         return bytes_of(Path(path))
+
+    def _owns(self, path: str) -> bool:
+        """Whether a row may name this file: a data set that was downloaded is not to be trusted."""
+        real = os.path.realpath(path)
+        return any(os.path.commonpath([real, folder]) == folder for folder in self._folders)
+
+    def path(self, index: int) -> str | None:
+        """The name that is kept beside the picture: below the data set's folder, where it is one of this machine."""
+        found = self._rows[index][self.column]
+        path = found["path"] if isinstance(found, dict) else None
+        if not path or not os.path.isabs(path):
+            return path or None
+        real, above = os.path.realpath(path), self._folders[0]
+        return os.path.relpath(real, above) if real.startswith(above + os.sep) else os.path.basename(path)
 
     def places(self) -> list[Path]:
         """The data set's folder, where it is one of this machine, and the files that the library made of it."""
@@ -136,6 +153,16 @@ def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
             raise UserError(f"'{uri}': say which split with ?split= and one of {', '.join(found)}.")
         found = found[chosen]
     return found
+
+
+def _own_folders(uri: str, local: Path | None) -> list[str]:
+    """Where a picture's file may lie: the data set's folder on this machine, and the libraries' own."""
+    config = _library(uri).config
+    from huggingface_hub import constants
+
+    kept = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
+    folders = [constants.HF_HUB_CACHE, *kept] if local is None else [local, constants.HF_HUB_CACHE, *kept]
+    return [os.path.realpath(folder) for folder in folders]
 
 
 def _local_folder(name: str) -> Path | None:
