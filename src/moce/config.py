@@ -107,7 +107,7 @@ class Training(Common):
     flip: bool = method(True, "mirror half of the pictures (C)")
     order: Literal["global", "shards"] = method("global", "shuffle all pictures, or shards and a window")
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
     cache_gib: float = speed(
         4.0, "pictures of one size are kept decoded in memory up to this many GiB", at_least=0
@@ -172,7 +172,7 @@ class ClusterConfig(Common):
     tolerance: float = method(1e-3, "largest error of the plan's marginals (R)", at_least=0)
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 
@@ -230,7 +230,7 @@ class CustomizeConfig(Common):
     )
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 
@@ -260,7 +260,7 @@ class EvaluateConfig(Common):
         (0.03, 0.07, 0.2), "knn: temperatures that validation chooses from", above=0
     )
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 
@@ -294,7 +294,7 @@ class PrepareConfig(Common):
     )
     channels: int = method(3, "array: 1 (grey) or 3; the others keep grey and colour as they are", at_least=1)
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 

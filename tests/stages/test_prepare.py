@@ -30,6 +30,8 @@ from moce.images.loader import centred_batches, survey, training_batches
 from moce.images.sampler import Order
 from moce.images.shrink import small_jpeg
 from moce.images.sources import open_images
+from moce.stages import prepare as prepare_module
+from moce.stages.prepare import chunks
 
 FORMATS = ("parquet", "tar", "array")
 
@@ -253,6 +255,30 @@ def test_a_map_is_not_written_to_and_not_read_whole(tmp_path: Path) -> None:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
+
+
+def test_a_row_group_is_read_by_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And -1 workers are as many as everywhere else: at most eight."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
+    column = pa.array([{"bytes": buffer.getvalue(), "path": None}] * 700)
+    pq.write_table(pa.table({"image": column}).slice(0, 250), tmp_path / "a.parquet", row_group_size=100)
+    pq.write_table(pa.table({"image": column}), tmp_path / "b.parquet", row_group_size=700)
+    groups = open_images(f"{tmp_path}/a.parquet")
+    assert list(chunks(groups, 0)) == groups.shards() == [range(100), range(100, 200), range(200, 250)]
+    assert list(chunks(groups, 130)) == [range(130, 200), range(200, 250)]
+    large = list(chunks(open_images(f"{tmp_path}/b.parquet"), 0))
+    assert [len(chunk) for chunk in large] == [256, 256, 188]
+    toy = list(chunks(open_images("toyworld://digits?num=40"), 20))
+    assert toy == [range(20, 36), range(36, 40)]
+    asked = []
+    plain = prepare_module.in_workers
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+    monkeypatch.setattr(
+        prepare_module, "in_workers", lambda work, items, number: asked.append(number) or plain(work, items, 0)
+    )
+    moce.prepare(images=tmp_path / "a.parquet", out=tmp_path / "out", short_side=4, quiet=True)
+    assert asked == [8]
 
 
 # Interrupted, repeated, changed ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from moce.config import PrepareConfig, verb
+from moce.engine.devices import num_workers_of
 from moce.engine.files import require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
 from moce.engine.runs import CONFIG, LOCK, Run, open_run
@@ -37,6 +38,7 @@ from moce.images.sources import Source, open_images, require_apart
 from moce.stages.feed import list_unreadable
 
 CHUNK = 16  # pictures that a worker hands over at a time
+LARGEST_CHUNK = 256  # of what is stored in row groups: that many small pictures wait in memory
 SAMPLE = 48  # pictures that rates and sizes are estimated from
 UNFINISHED = "images.unfinished"  # the array, until it is whole
 
@@ -149,20 +151,32 @@ def rate(calls: list[Callable[[], Any]]) -> float:
 
 
 class Shrinking(Dataset):
-    """Item i is a chunk of small pictures, from index i on; made in worker processes."""
+    """Item i is chunk i of the pictures from index `start` on, made small in a worker process."""
 
-    def __init__(self, source: Source, config: PrepareConfig) -> None:
+    def __init__(self, source: Source, config: PrepareConfig, start: int) -> None:
         self.source, self.config = source, config
+        self.chunks = list(chunks(source, start))
 
-    def __getitem__(self, start: int) -> list[Small]:
-        small = shrinker(self.source, self.config)
-        return [small(index) for index in range(start, min(start + CHUNK, len(self.source)))]
+    def __getitem__(self, item: int) -> list[Small]:
+        return list(map(shrinker(self.source, self.config), self.chunks[item]))
+
+
+def chunks(source: Source, start: int) -> Iterator[range]:
+    """All indices from `start` on in short runs, none across shards; a shard that is read as a whole is one run.
+
+    So it is read by one worker, unless it has more pictures than should wait in memory.
+    """
+    size = LARGEST_CHUNK if getattr(source, "whole_shards", False) else CHUNK
+    for shard in source.shards():
+        for first in range(max(shard.start, start), shard.stop, size):
+            yield range(first, min(first + size, shard.stop))
 
 
 def pack_all(run: Run, source: Source, about: Prepared, config: PrepareConfig) -> None:
     """Everything that is not packed yet, file by file."""
-    starts = range(about.seen, len(source), CHUNK)
-    pictures = chain.from_iterable(in_workers(Shrinking(source, config), starts, config.num_workers))
+    shrinking = Shrinking(source, config, about.seen)
+    workers = num_workers_of(config.num_workers)
+    pictures = chain.from_iterable(in_workers(shrinking, range(len(shrinking.chunks)), workers))
     with track(len(source), "preparing", quiet=config.quiet, done=about.seen) as progress, begun_or_gone(run):
         while about.seen < len(source):
             num_before = about.num_images
