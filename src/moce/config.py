@@ -288,7 +288,7 @@ class PrepareConfig(Common):
         "parquet or webdataset tar files of whole pictures as JPEGs; array: the pixels of central squares in a memory "
         "map, for pictures of up to about 96 pixels",
     )
-    quality: int = method(90, "of the JPEGs (error about 32 dB, M)", at_least=1, at_most=95)
+    quality: int = method(90, "of the JPEGs", at_least=1, at_most=95)
     shard_mib: float = method(
         256.0, "size of a file; array: what is written between notes of progress", above=0
     )

@@ -88,7 +88,9 @@ def test_rows_may_name_files_of_their_own_folders_only(tmp_path: Path) -> None:
     ]  # fmt: skip
     rows_of = pa.array([{"bytes": None, "path": path} for path in named])
     kind = datasets.Features({"image": datasets.Image()}).arrow_schema
-    pq.write_table(pa.table([rows_of.cast(kind.field(0).type)], kind), folder / "train-00000-of-00001.parquet")
+    pq.write_table(
+        pa.table([rows_of.cast(kind.field(0).type)], kind), folder / "train-00000-of-00001.parquet"
+    )
     source = open_images(f"hf://{folder}")
     assert source.get(0)[0][0, 0, 0] == 7 and source.path(0) == "files/own"  # type: ignore[attr-defined]
     with pytest.raises(UnreadableImage, match="not a regular file"):

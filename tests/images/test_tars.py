@@ -65,7 +65,10 @@ def test_every_format_that_a_folder_takes_is_found_in_a_tar_too(tmp_path: Path) 
     (tmp_path / "files").mkdir()
     for name, data in members.items():
         (tmp_path / "files" / name).write_bytes(data)
-    tar, folder = open_images(f"wds:{write_tar(tmp_path / 'a.tar', members)}"), open_images(f"{tmp_path}/files")
+    tar, folder = (
+        open_images(f"wds:{write_tar(tmp_path / 'a.tar', members)}"),
+        open_images(f"{tmp_path}/files"),
+    )
     assert values(tar) == list(range(len(EXTENSIONS))) == [value for value in values(folder) if value != 99]
     assert {".ppm", ".pgm", ".jp2", ".j2k"} < set(EXTENSIONS)
 

@@ -307,7 +307,9 @@ def test_an_out_folder_that_holds_the_pictures(command, tmp_path: Path, tiny_fol
     shutil.copytree(tiny_folder, tmp_path / "run" / "pictures")
     words = ["holds the pictures of --images", "name another folder"]
     for images in (tmp_path / "run", tmp_path / "run" / "pictures"):
-        refused(command("pretrain", "--images", images, "--out", tmp_path / "run", *DEBUG, "--overwrite"), *words)
+        refused(
+            command("pretrain", "--images", images, "--out", tmp_path / "run", *DEBUG, "--overwrite"), *words
+        )
     assert len(list((tmp_path / "run" / "pictures").rglob("*.*"))) == 24
 
 

@@ -194,10 +194,7 @@ def test_small_jpegs_of_tar_files_are_kept_byte_for_byte(tmp_path: Path) -> None
 
 def test_prepared_tar_files_are_a_source_too(prepared: Path) -> None:
     original = open_images(str(prepared / "in"))
-    try:
-        small = open_images(str(prepared / "tar"))
-    except UserError as error:
-        pytest.skip(str(error))
+    small = open_images(str(prepared / "tar"))
     assert small.classes == original.classes and small.labels.tolist() == original.labels[KEPT].tolist()
     assert torch.equal(small.get(9)[0], decode(small_jpeg(original, 10, 20, 90).data))
 
@@ -237,6 +234,7 @@ def test_a_map_is_not_written_to_and_not_read_whole(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + number * 3 * side * side)
     np.save(tmp_path / "a" / "labels.npy", np.zeros(number, np.int64))
+    (tmp_path / "a" / "names.txt").write_text("a picture\n" * number)
     about = json.loads((tmp_path / "a" / "prepared.json").read_text())
     (tmp_path / "a" / "prepared.json").write_text(json.dumps({**about, "num_images": number}))
     source = open_images(str(tmp_path / "a"))
@@ -275,7 +273,9 @@ def test_a_row_group_is_read_by_one_worker(tmp_path: Path, monkeypatch: pytest.M
     plain = prepare_module.in_workers
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
     monkeypatch.setattr(
-        prepare_module, "in_workers", lambda work, items, number: asked.append(number) or plain(work, items, 0)
+        prepare_module,
+        "in_workers",
+        lambda work, items, number: asked.append(number) or plain(work, items, 0),
     )
     moce.prepare(images=tmp_path / "a.parquet", out=tmp_path / "out", short_side=4, quiet=True)
     assert asked == [8]
@@ -404,7 +404,9 @@ def test_a_disk_that_fails_stops_the_work_and_keeps_it(
 
     monkeypatch.setattr("moce.stages.prepare.SAMPLE", 1)
     monkeypatch.setattr(os, "open", failing)
-    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\): see to the disk and run again"):
+    with pytest.raises(
+        UserError, match=r"cannot be read \(Input/output error\): see to the disk and run again"
+    ):
         moce.prepare(**options, out=tmp_path / "out")
     monkeypatch.undo()
     assert seen(tmp_path / "out") > 100
@@ -484,6 +486,32 @@ def test_damaged_folders_are_told(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "array" / "images.npy").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="images.npy' is damaged"):
         open_images(str(tmp_path / "array"))
+    (tmp_path / "array" / "images.npy").write_bytes(data)
+    names = (tmp_path / "array" / "names.txt").read_bytes()
+    for content, words in (
+        (names[:-20], "of 23 pictures"),
+        (b"\xff" * 23, "can't decode"),
+        (None, "No such file"),
+    ):
+        (tmp_path / "array" / "names.txt").unlink()
+        if content is not None:
+            (tmp_path / "array" / "names.txt").write_bytes(content)
+        with pytest.raises(UserError, match=f"names.txt' is damaged .*{words}.*; prepare the pictures again"):
+            open_images(str(tmp_path / "array"))
+
+
+def test_names_with_odd_ends_of_lines_stay_those_of_their_pictures(tmp_path: Path) -> None:
+    names = ["a\rb.png", "c\nd.png", "e\r\nf.png", "g\u2028h\x0b\x0c.png", "i.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / name)
+    options = {"short_side": 8, "format": "array", "shard_mib": 0.0003, "num_workers": 0, "quiet": True}
+    moce.prepare(images=tmp_path / "in", out=tmp_path / "out", **options)
+    found = open_images(str(tmp_path / "out"))
+    wanted = [name.replace("\r", " ").replace("\n", " ") for name in names]
+    assert [found.name(index) for index in range(5)] == wanted
+    (tmp_path / "out" / "names.txt").unlink()
+    assert found.name(4) == "i.png", "names are read once"
 
 
 def test_a_folder_of_pictures_may_hold_a_file_of_that_name(tmp_path: Path) -> None:
@@ -502,6 +530,18 @@ def test_inspect_tells_what_a_prepared_folder_is(prepared: Path, capsys: pytest.
         json.dumps(found)
         printed = capsys.readouterr().out
         assert "3 classes" in printed and "1 pictures were unreadable" in printed
+
+
+def test_options_that_are_not_used_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, options, words in (
+        ("array", {"quality": 80}, "--quality is not used: an array holds pixels"),
+        ("tar", {"channels": 1}, "--channels is not used: tar files keep grey and colour"),
+        ("parquet", {"quality": 80}, ""),
+    ):
+        images = "toyworld://digits?num=2&size=16"
+        moce.prepare(images=images, out=tmp_path / kind, short_side=8, format=kind, num_workers=0, **options)
+        told = capsys.readouterr().err
+        assert words in told and told.count("is not used") == bool(words)
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class ParquetImages:
         # Of each row group: which file, which group in it, the index of its first row.
         self._places = [(file, i) for file, other in enumerate(about) for i in range(len(other.rows))]
         self._starts = np.cumsum([0] + [rows for other in about for rows in other.rows])
+        self._file_starts = np.cumsum([0] + [sum(other.rows) for other in about])
         if not len(self):
             raise UserError(f"'{uri}' has no rows.")
         self.labels = _joined_labels(uri, about)
@@ -80,9 +81,8 @@ class ParquetImages:
 
     def name(self, index: int) -> str:
         """File and row in it."""
-        file = self._places[self._group_of(index)][0]
-        first_group = next(i for i, place in enumerate(self._places) if place[0] == file)
-        return f"{self.files[file].name} row {index - int(self._starts[first_group])}"
+        file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
+        return f"{self.files[file].name} row {index - int(self._file_starts[file])}"
 
     def _group_of(self, index: int) -> int:
         assert 0 <= index < len(self), index

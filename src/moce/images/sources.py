@@ -150,7 +150,9 @@ def require_apart(source: Source, out: str | Path, below: bool = True) -> None:
     for place in places:
         where = place.expanduser().resolve()
         if where.is_relative_to(resolved):
-            raise UserError(f"--out {out} holds the pictures of --images '{source.uri}'; name another folder.")
+            raise UserError(
+                f"--out {out} holds the pictures of --images '{source.uri}'; name another folder."
+            )
         if below and resolved.is_relative_to(where):
             raise UserError(
                 f"--out {out} lies in the folder of --images '{source.uri}'; name a folder outside of it."

@@ -54,6 +54,10 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         raise UserError(f"--channels must be 1 or 3, not {config.channels}.")
     source = open_images(config.images, config.channels if config.format == "array" else 3)
     require_apart(source, config.out)
+    if config.format == "array" and config.quality != PrepareConfig.quality:
+        say("--quality is not used: an array holds pixels", config.quiet)
+    if config.format != "array" and config.channels != PrepareConfig.channels:
+        say(f"--channels is not used: {config.format} files keep grey and colour as they are", config.quiet)
     with open_run(config.out, "prepare", config, {"images": source.fingerprint()}) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite prepares the pictures again", config.quiet)
