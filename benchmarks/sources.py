@@ -1,18 +1,22 @@
 """Reading speed: the same pictures as parquet, tar, folder, hub and torchvision, before the same frozen encoder.
 
     python benchmarks/sources.py --images pictures.parquet --out results/sources
+    python benchmarks/sources.py --opening --out results/opening
 
 Two rows a source: `features` is the pass of stage 1 (decode, central crop, ViT-Ti/8 with random weights), `get` is
 reading and decoding alone. The sources take turns, so that a machine whose speed drifts slows all of them alike.
 Writes OUT.json: medians over the repeats of pictures per second of wall time and of CPU time, and of the ratio to the
-folder in the same turn.
+folder in the same turn. With --opening: the seconds that opening a folder of many files and tars of many pictures
+takes, of files written just before.
 """
 
 import argparse
+import io
 import json
 import os
 import resource
 import statistics
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +34,7 @@ from moce.engine.devices import num_workers_of
 from moce.engine.runs import source_commit
 from moce.images.reading import forget
 from moce.images.sources import Source, open_images
+from moce.images.tarindex import SETTLED
 from moce.stages.features import look_at_all
 from moce.stages.pretrain import new_model
 
@@ -79,6 +84,50 @@ def _cpu() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
+def opening(
+    folder: Path, num_files: int, num_tars: int, num_members: int, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each repeat: listing a folder, asking for its fingerprint, tars gone through and by their index."""
+    for number in range(num_files):
+        path = folder / "files" / f"{number // 1000:04d}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (folder / "tar").mkdir()
+    for tar in range(num_tars):
+        with tarfile.open(folder / "tar" / f"{tar:03d}.tar", "w") as archive:
+            for number in range(num_members):
+                for extension, data in (("jpg", bytes(2000)), ("cls", b"%d" % (number % 100))):
+                    member = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    time.sleep(SETTLED)  # newer tars get no index
+    found: dict[str, list[float]] = {"folder": [], "fingerprint": [], "tars": [], "tars again": []}
+    for repeat in range(repeats):
+        os.environ["MOCE_CACHE"] = str(folder / f"cache-{repeat}")
+        start = time.perf_counter()
+        source = open_images(str(folder / "files"))
+        listed = time.perf_counter()
+        source.fingerprint()
+        found["folder"].append(listed - start)
+        found["fingerprint"].append(time.perf_counter() - listed)
+        for name in ("tars", "tars again"):
+            start = time.perf_counter()
+            open_images(f"wds:{folder}/tar/*.tar")
+            found[name].append(time.perf_counter() - start)
+    return {name: [round(seconds, 3) for seconds in times] for name, times in found.items()}
+
+
+def tell_opening(folder: Path, out: str) -> None:
+    """Measure it, print it and write it down."""
+    setting = {"num_files": 200_000, "num_tars": 10, "num_members": 10_000, "repeats": 5}
+    seconds = opening(folder, **setting)
+    machine = {"cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    content = {"setting": setting, "machine": machine, "commit": source_commit(), "seconds": seconds}
+    Path(out + ".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for name, times in seconds.items():
+        print(f"{name:<12} {min(times):.2f} to {max(times):.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -87,8 +136,13 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--opening", action="store_true")
     parser.add_argument("--out", required=True)
     given = parser.parse_args()
+    if given.opening:
+        with tempfile.TemporaryDirectory(prefix="moce-opening-") as name:
+            tell_opening(Path(name), given.out)
+        return
     options = {"images": "-", "out": "-", "quiet": True}
     model = new_model(resolve(PretrainConfig, options)).eval()
     config = resolve(ClusterConfig, {**options, "enc": "-", "num_workers": given.num_workers})

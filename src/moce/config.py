@@ -108,7 +108,7 @@ class Training(Common):
     flip: bool = method(True, "mirror half of the pictures (C)")
     order: Literal["global", "shards"] = method("global", "shuffle all pictures, or shards and a window")
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
     cache_gib: float = speed(
         4.0, "pictures of one size are kept decoded in memory up to this many GiB", at_least=0
@@ -173,7 +173,7 @@ class ClusterConfig(Common):
     tolerance: float = method(1e-3, "largest error of the plan's marginals (R)", at_least=0)
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 
@@ -231,7 +231,7 @@ class CustomizeConfig(Common):
     )
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 
@@ -261,7 +261,7 @@ class EvaluateConfig(Common):
         (0.03, 0.07, 0.2), "knn: temperatures that validation chooses from", above=0
     )
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 
@@ -289,13 +289,13 @@ class PrepareConfig(Common):
         "parquet or webdataset tar files of whole pictures as JPEGs; array: the pixels of central squares in a memory "
         "map, for pictures of up to about 96 pixels",
     )
-    quality: int = method(90, "of the JPEGs (error about 32 dB, M)", at_least=1, at_most=95)
+    quality: int = method(90, "of the JPEGs", at_least=1, at_most=95)
     shard_mib: float = method(
         256.0, "size of a file; array: what is written between notes of progress", above=0
     )
     channels: int = method(3, "array: 1 (grey) or 3; the others keep grey and colour as they are", at_least=1)
     num_workers: int = speed(
-        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+        -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
 
 

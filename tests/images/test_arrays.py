@@ -109,6 +109,23 @@ def test_bands_of_a_tiff_pixel_by_pixel_band_by_band_and_page_by_page(compressio
         assert np.array_equal(decode(data, 5).numpy(), BYTES)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"ome": True, "metadata": {"axes": "CYX"}}, {"imagej": True, "metadata": {"axes": "CYX"}}]
+)
+def test_three_grey_pages_are_bands_where_the_file_says_so(options: dict) -> None:
+    data = tiff(BYTES[:3], photometric="minisblack", **options)
+    assert np.array_equal(decode(data, 3).numpy(), BYTES[:3])
+    assert np.array_equal(decode(data, 1).numpy(), BYTES[:1])
+
+
+def test_three_grey_pages_without_a_note_are_a_document_whose_first_is_taken() -> None:
+    file = io.BytesIO()
+    pages = [Image.fromarray(page) for page in BYTES[:3]]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    for data in (file.getvalue(), tiff(BYTES[:3], photometric="minisblack", metadata=None)):
+        assert np.array_equal(decode(data, 3).numpy(), BYTES[:1].repeat(3, 0))
+
+
 def test_planes_say_what_shape_alone_does_not() -> None:
     square = np.random.default_rng(0).integers(0, 256, (5, 5, 5), dtype=np.uint8)
     separate = tiff(square, planarconfig="separate", photometric="minisblack")

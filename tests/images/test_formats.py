@@ -129,6 +129,8 @@ FILES: dict[str, Callable[[], bytes]] = {
     "deflate.tif": lambda: encoded(drawn(), "TIFF", compression="tiff_adobe_deflate"),
     "plain.bmp": lambda: encoded(drawn(), "BMP"),
     "lossless.jp2": lambda: encoded(drawn(), "JPEG2000"),
+    "colour.ppm": lambda: encoded(drawn(), "PPM"),
+    "grey.pgm": lambda: encoded(drawn(channels=1), "PPM"),
     "lossy.j2k": lambda: encoded(drawn(), "JPEG2000", irreversible=True, quality_layers=[20], no_jp2=True),
     "profile.jpg": lambda: with_profile("JPEG"),
     "profile.png": lambda: with_profile("PNG"),

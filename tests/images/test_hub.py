@@ -1,12 +1,16 @@
 """Data sets of the Hugging Face hub, from folders laid out like theirs and from the local cache; never the network."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from source_checks import check_fork, check_protocol, picture, refusal, values
 
+from moce.images.decode import UnreadableImage
 from moce.images.sources import open_images
 
 datasets = pytest.importorskip("datasets")
@@ -52,6 +56,7 @@ def test_a_folder_in_the_layout_of_the_hub(tmp_path: Path) -> None:
     assert values(source) == list(range(10)) and source.shards() == [range(10)]
     assert source.labels is not None and source.labels.tolist() == [0, 1] * 5
     assert source.classes == ["cat", "dog"] and source.name(3) == "train row 3"
+    assert source.path(3) == "3.png"  # type: ignore[attr-defined]
     assert values(open_images(f"hf://{folder}")) == list(range(10))  # train where nothing is said
     assert values(open_images(f"hf://{folder}?split=test")) == [100, 101, 102, 103]
     assert values(open_images(f"hf://{folder}?split=train[2:4]")) == [2, 3]
@@ -68,6 +73,31 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     check_protocol(source)
     assert source.classes == ["cat", "dög"] and source.labels is not None
     assert dict(zip(values(source), source.labels.tolist())) == {0: 1, 1: 0}
+
+
+def test_rows_may_name_files_of_their_own_folders_only(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "files").mkdir(parents=True)
+    for path in (tmp_path / "secret", folder / "files" / "own"):
+        path.write_bytes(picture(7))
+    (folder / "files" / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(folder / "pipe")
+    named = [
+        str(folder / "files" / "own"), str(folder / "pipe"), str(folder / "files" / "link"),
+        str(tmp_path / "secret"), f"{folder}/files/../../secret", "/dev/zero", "../secret",
+    ]  # fmt: skip
+    rows_of = pa.array([{"bytes": None, "path": path} for path in named])
+    kind = datasets.Features({"image": datasets.Image()}).arrow_schema
+    pq.write_table(
+        pa.table([rows_of.cast(kind.field(0).type)], kind), folder / "train-00000-of-00001.parquet"
+    )
+    source = open_images(f"hf://{folder}")
+    assert source.get(0)[0][0, 0, 0] == 7 and source.path(0) == "files/own"  # type: ignore[attr-defined]
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        source.get(1)
+    for index in range(2, len(named)):
+        with pytest.raises(UnreadableImage, match="leads out of the data set"):
+            source.get(index)
 
 
 def test_configurations_and_columns(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A picture is found by its index, whatever it is stored in; bad input is refused in one sentence."""
 
+import errno
 import json
 import os
 import pickle
@@ -125,6 +126,29 @@ def test_broken_files_are_unreadable_not_fatal(tmp_path: Path) -> None:
     assert source.fingerprint()
 
 
+def test_one_file_may_be_bad_but_a_disk_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_images(str(fill(tmp_path / "set", *[f"{i}.png" for i in range(5)])))
+    for number, kind in enumerate([Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)]):
+        (tmp_path / "set" / f"{number}.png").unlink()
+        kind(tmp_path / "set" / f"{number}.png")
+        with pytest.raises(UnreadableImage):
+            source.get(number)
+
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", stale)
+        with pytest.raises(UserError, match=r"3.png' cannot be read \(Stale file handle\): see to the disk"):
+            source.get(3)
+    assert source.get(3)[0][0, 0, 0] == 3
+    (tmp_path / "set").rename(tmp_path / "unmounted")
+    for _ in range(2):  # nothing is left of it, then an empty folder, on which it was mounted
+        with pytest.raises(UserError, match="set' was taken away while it was read; bring it back"):
+            source.get(3)
+        (tmp_path / "set").mkdir(exist_ok=True)
+
+
 def test_a_folder_travels_light() -> None:
     source = FolderImages.__new__(FolderImages)
     names = [b"n%08d/%012d.jpg" % (i // 1000, i) for i in range(100_000)]
@@ -188,6 +212,32 @@ def test_little_is_kept_of_large_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert values(source) == list(range(12))
     assert sum(group.nbytes for group in source._groups.values()) <= 600
     assert [int(source.get(i)[0][0, 0, 0]) for i in (11, 0, 5, 11)] == [11, 0, 5, 11]
+
+
+def test_what_is_kept_is_weighed_once_and_not_at_every_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_images(str(write_parquet(tmp_path / "a.parquet", list(range(90)), rows_in_group=1)))
+    assert isinstance(source, parquet.ParquetImages)
+    weighed = []
+
+    class Weighed:
+        def __init__(self, rows: pa.ChunkedArray) -> None:
+            self.rows = rows
+
+        @property
+        def nbytes(self) -> int:
+            weighed.append(self)
+            return self.rows.nbytes
+
+    for index in range(80):
+        source.get(index)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", sum(group.nbytes for group in source._groups.values()))
+    for group, rows in source._groups.items():
+        source._groups[group] = Weighed(rows)
+    for index in range(80, 90):
+        source.get(index)
+    assert len(weighed) <= 20 and 60 < len(source._groups) < 90
 
 
 def test_threads_may_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +348,11 @@ def test_a_parquet_file_without_pictures_names_its_columns(tmp_path: Path) -> No
 
 def test_labels_that_cannot_be(tmp_path: Path) -> None:
     assert "none in row 1" in refusal(write_parquet(tmp_path / "a.parquet", [1, 2, 3], [0, None, 1]))
+    for number, kind in ((3_000_000_000, pa.int64()), (2**63 + 7, pa.uint64()), (1_000_000, pa.int32())):
+        rows = {"image": [picture(1), picture(2)], "label": pa.array([0, number], kind)}
+        pq.write_table(pa.table(rows), tmp_path / "large.parquet")
+        text = refusal(tmp_path / "large.parquet")
+        assert f"has the label {number}; class numbers must be below 1,000,000" in text
     assert "names for 1 classes" in refusal(write_parquet(tmp_path / "b.parquet", [1, 2], [0, 1], ["only"]))
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()

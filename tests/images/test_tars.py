@@ -16,7 +16,7 @@ from source_checks import check_fork, check_protocol, picture, refusal, values
 from moce.errors import UserError
 from moce.images import tarindex
 from moce.images.decode import UnreadableImage
-from moce.images.sources import open_images
+from moce.images.sources import EXTENSIONS, open_images
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,20 @@ def test_shards_written_by_webdataset(tmp_path: Path) -> None:
     assert by_glob.fingerprint() == source.fingerprint()
     assert values(open_images(str(tmp_path / "set-001.tar"))) == [4, 5, 6, 7]  # without wds: too
     assert values(open_images(f"{tmp_path}/set-{{002,001}}.tar")) == [8, 9, 4, 5, 6, 7]  # in the order given
+
+
+def test_every_format_that_a_folder_takes_is_found_in_a_tar_too(tmp_path: Path) -> None:
+    members = {f"{i:02d}{extension.upper()}": picture(i) for i, extension in enumerate(EXTENSIONS)}
+    members |= {"50.npy": b"x", "00.ppm": picture(99), "00.avif": picture(99)}
+    (tmp_path / "files").mkdir()
+    for name, data in members.items():
+        (tmp_path / "files" / name).write_bytes(data)
+    tar, folder = (
+        open_images(f"wds:{write_tar(tmp_path / 'a.tar', members)}"),
+        open_images(f"{tmp_path}/files"),
+    )
+    assert values(tar) == list(range(len(EXTENSIONS))) == [value for value in values(folder) if value != 99]
+    assert {".ppm", ".pgm", ".jp2", ".j2k"} < set(EXTENSIONS)
 
 
 def test_what_belongs_together_and_what_is_passed_over(tmp_path: Path) -> None:
@@ -155,6 +169,15 @@ def test_a_tar_is_gone_through_once(tmp_path: Path, cache: Path, monkeypatch: py
     for count, damaged in enumerate([b"damaged", kept.read_bytes()[:-30]], start=2):
         kept.write_bytes(damaged)
         assert open_images(f"wds:{path}").fingerprint() == first.fingerprint() and len(seen) == count
+
+
+def test_an_index_that_looked_for_less_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "a.tar", {"a.png": picture(1), "b.ppm": picture(2)})
+    with monkeypatch.context() as earlier:  # as version 1 wrote it
+        earlier.setattr(tarindex, "VERSION", 1)
+        earlier.setattr(tarindex, "PICTURES", ["png"])
+        assert len(open_images(f"wds:{path}")) == 1
+    assert values(open_images(f"wds:{path}")) == [1, 2]
 
 
 def test_a_changed_tar_is_gone_through_again(tmp_path: Path, cache: Path) -> None:

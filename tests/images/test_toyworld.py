@@ -146,7 +146,9 @@ def test_the_contact_sheet_has_every_class() -> None:
     ("uri", "words"),
     [
         ("toyworld://lettres", "no kind 'lettres'.*Did you mean 'letters'"),
-        ("toyworld://", "no kind ''"),
+        ("toyworld://", "names nothing"),
+        ("toyworld://letters?size=32&size=64", "gives an option twice"),
+        ("toyworld:letters", "with two slashes"),
         ("toyworld://letters?spilt=test", "no option 'spilt'.*Did you mean 'split'"),
         ("toyworld://letters?split=tset", "no split 'tset'.*Did you mean 'test'"),
         ("toyworld://letters?size=8", "whole number from 16 to 256"),

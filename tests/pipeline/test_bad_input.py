@@ -303,6 +303,16 @@ def test_an_out_folder_that_holds_something_else(command, tmp_path: Path, tiny_f
     assert (tmp_path / "letters.txt").read_text() == "mine"
 
 
+def test_an_out_folder_that_holds_the_pictures(command, tmp_path: Path, tiny_folder: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "run" / "pictures")
+    words = ["holds the pictures of --images", "name another folder"]
+    for images in (tmp_path / "run", tmp_path / "run" / "pictures"):
+        refused(
+            command("pretrain", "--images", images, "--out", tmp_path / "run", *DEBUG, "--overwrite"), *words
+        )
+    assert len(list((tmp_path / "run" / "pictures").rglob("*.*"))) == 24
+
+
 def test_an_out_folder_that_cannot_be_made(command, tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(command("pretrain", "--images", tiny_folder, "--out", tmp_path / "file", *DEBUG), "is a file")

@@ -1,6 +1,7 @@
 """`moce prepare`: every format opens with the pictures, labels and names of the original; nothing is lost by a kill."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -29,6 +30,8 @@ from moce.images.loader import centred_batches, survey, training_batches
 from moce.images.sampler import Order
 from moce.images.shrink import small_jpeg
 from moce.images.sources import open_images
+from moce.stages import prepare as prepare_module
+from moce.stages.prepare import chunks
 
 FORMATS = ("parquet", "tar", "array")
 
@@ -191,10 +194,7 @@ def test_small_jpegs_of_tar_files_are_kept_byte_for_byte(tmp_path: Path) -> None
 
 def test_prepared_tar_files_are_a_source_too(prepared: Path) -> None:
     original = open_images(str(prepared / "in"))
-    try:
-        small = open_images(str(prepared / "tar"))
-    except UserError as error:
-        pytest.skip(str(error))
+    small = open_images(str(prepared / "tar"))
     assert small.classes == original.classes and small.labels.tolist() == original.labels[KEPT].tolist()
     assert torch.equal(small.get(9)[0], decode(small_jpeg(original, 10, 20, 90).data))
 
@@ -234,6 +234,7 @@ def test_a_map_is_not_written_to_and_not_read_whole(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + number * 3 * side * side)
     np.save(tmp_path / "a" / "labels.npy", np.zeros(number, np.int64))
+    (tmp_path / "a" / "names.txt").write_text("a picture\n" * number)
     about = json.loads((tmp_path / "a" / "prepared.json").read_text())
     (tmp_path / "a" / "prepared.json").write_text(json.dumps({**about, "num_images": number}))
     source = open_images(str(tmp_path / "a"))
@@ -252,6 +253,32 @@ def test_a_map_is_not_written_to_and_not_read_whole(tmp_path: Path) -> None:
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
+
+
+def test_a_row_group_is_read_by_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And -1 workers are as many as everywhere else: at most eight."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
+    column = pa.array([{"bytes": buffer.getvalue(), "path": None}] * 700)
+    pq.write_table(pa.table({"image": column}).slice(0, 250), tmp_path / "a.parquet", row_group_size=100)
+    pq.write_table(pa.table({"image": column}), tmp_path / "b.parquet", row_group_size=700)
+    groups = open_images(f"{tmp_path}/a.parquet")
+    assert list(chunks(groups, 0)) == groups.shards() == [range(100), range(100, 200), range(200, 250)]
+    assert list(chunks(groups, 130)) == [range(130, 200), range(200, 250)]
+    large = list(chunks(open_images(f"{tmp_path}/b.parquet"), 0))
+    assert [len(chunk) for chunk in large] == [256, 256, 188]
+    toy = list(chunks(open_images("toyworld://digits?num=40"), 20))
+    assert toy == [range(20, 36), range(36, 40)]
+    asked = []
+    plain = prepare_module.in_workers
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+    monkeypatch.setattr(
+        prepare_module,
+        "in_workers",
+        lambda work, items, number: asked.append(number) or plain(work, items, 0),
+    )
+    moce.prepare(images=tmp_path / "a.parquet", out=tmp_path / "out", short_side=4, quiet=True)
+    assert asked == [8]
 
 
 # Interrupted, repeated, changed ------------------------------------------------------------------------------------
@@ -321,17 +348,94 @@ def test_a_finished_one_is_left_alone_and_a_changed_option_is_named(
     assert files_of(prepared / "parquet") == before
 
 
-def test_more_than_five_per_cent_broken_is_refused_and_leaves_nothing(many: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_more_than_five_per_cent_broken_is_refused_and_keeps_whole_files_alone(
+    many: Path, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "in").mkdir()
     for path in sorted(many.iterdir())[:40]:
         (tmp_path / "in" / path.name).hardlink_to(path)
     for number in range(5):
         (tmp_path / "in" / f"z{number}.png").write_bytes(b"")
+    options = {"images": tmp_path / "in", "short_side": 16, "format": kind, "num_workers": 0, "quiet": True}
+    words = r"3 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
+    with pytest.raises(UserError, match=words):
+        moce.prepare(**options, out=tmp_path / "whole")  # one file, which is not whole when it is refused
+    assert not (tmp_path / "whole").exists()
+    out = tmp_path / "files"
+    with pytest.raises(UserError, match=words):
+        moce.prepare(**options, out=out, shard_mib=0.006)
+    about = json.loads((out / "prepared.json").read_text())
+    assert about["seen"] > 0 and all((out / shard["file"]).is_file() for shard in about["shards"])
+    with pytest.raises(UserError, match=words):  # it goes on where it was, and says so again
+        moce.prepare(**options, out=out, shard_mib=0.006)
+
+
+def test_what_is_not_its_own_stays_when_it_is_refused(many: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    options = {"images": tmp_path / "in", "short_side": 16, "num_workers": 0, "quiet": True}
+    moce.prepare(images="toyworld://digits?num=2", out=tmp_path / "out", short_side=16, quiet=True)
+    (tmp_path / "out" / "notes").mkdir()
+    (tmp_path / "out" / "result.json").unlink()  # else it would be left alone
+    for name in ("prepared.json", "pictures-00000.parquet"):
+        (tmp_path / "out" / name).unlink()
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    about["inputs"]["images"] = open_images(str(tmp_path / "in")).fingerprint()
+    about["options"] |= {"images": str(tmp_path / "in")}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="All 1 pictures"):
+        moce.prepare(**options, out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_stops_the_work_and_keeps_it(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """As if it were taken away after 200 pictures: none of the others counts as broken, and it continues."""
+    options = {"images": many, "short_side": 16, "shard_mib": 0.006, "quiet": True, "num_workers": workers}
+    plain = os.open
+
+    def failing(path: object, *rest: int) -> int:
+        if Path(str(path)).parent == many and sorted(os.listdir(many)).index(Path(str(path)).name) > 200:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("moce.stages.prepare.SAMPLE", 1)
+    monkeypatch.setattr(os, "open", failing)
     with pytest.raises(
-        UserError, match=r"3 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
+        UserError, match=r"cannot be read \(Input/output error\): see to the disk and run again"
     ):
-        moce.prepare(images=tmp_path / "in", out=tmp_path / "out", short_side=16, shard_mib=0.01, quiet=True)
-    assert not (tmp_path / "out").exists()
+        moce.prepare(**options, out=tmp_path / "out")
+    monkeypatch.undo()
+    assert seen(tmp_path / "out") > 100
+    moce.prepare(**options, out=tmp_path / "out")
+    moce.prepare(**options, out=tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_out_and_pictures_in_one_place_are_refused_and_nothing_is_lost(
+    prepared: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for kind in FORMATS:
+        shutil.copytree(prepared / kind, tmp_path / kind)
+    shutil.copytree(tiny_folder, tmp_path / "in")
+    (tmp_path / "link").symlink_to(tmp_path / "array")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    cases = [
+        (tmp_path / "parquet", "parquet", "holds the pictures of"),
+        (tmp_path / "parquet" / "pictures-*.parquet", "parquet", "holds the pictures of"),
+        (f"wds:{tmp_path}/tar/*.tar", "tar", "holds the pictures of"),
+        (tmp_path / "array", "link", "holds the pictures of"),
+        (tmp_path / "in" / "rings", "in", "holds the pictures of"),
+        (tmp_path / "in", "in/small", "lies in the folder of"),
+        (f"torchvision://ImageFolder?root={tmp_path}/in", "in/small", "lies in the folder of"),
+    ]
+    for images, out, words in cases:
+        with pytest.raises(UserError, match=f"--out .*{out} {words} --images '.*'; name a"):
+            moce.prepare(images=images, out=tmp_path / out, short_side=20, overwrite=True, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_too_little_space_is_said_before_the_start(
@@ -382,6 +486,32 @@ def test_damaged_folders_are_told(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "array" / "images.npy").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="images.npy' is damaged"):
         open_images(str(tmp_path / "array"))
+    (tmp_path / "array" / "images.npy").write_bytes(data)
+    names = (tmp_path / "array" / "names.txt").read_bytes()
+    for content, words in (
+        (names[:-20], "of 23 pictures"),
+        (b"\xff" * 23, "can't decode"),
+        (None, "No such file"),
+    ):
+        (tmp_path / "array" / "names.txt").unlink()
+        if content is not None:
+            (tmp_path / "array" / "names.txt").write_bytes(content)
+        with pytest.raises(UserError, match=f"names.txt' is damaged .*{words}.*; prepare the pictures again"):
+            open_images(str(tmp_path / "array"))
+
+
+def test_names_with_odd_ends_of_lines_stay_those_of_their_pictures(tmp_path: Path) -> None:
+    names = ["a\rb.png", "c\nd.png", "e\r\nf.png", "g\u2028h\x0b\x0c.png", "i.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / name)
+    options = {"short_side": 8, "format": "array", "shard_mib": 0.0003, "num_workers": 0, "quiet": True}
+    moce.prepare(images=tmp_path / "in", out=tmp_path / "out", **options)
+    found = open_images(str(tmp_path / "out"))
+    wanted = [name.replace("\r", " ").replace("\n", " ") for name in names]
+    assert [found.name(index) for index in range(5)] == wanted
+    (tmp_path / "out" / "names.txt").unlink()
+    assert found.name(4) == "i.png", "names are read once"
 
 
 def test_a_folder_of_pictures_may_hold_a_file_of_that_name(tmp_path: Path) -> None:
@@ -400,6 +530,18 @@ def test_inspect_tells_what_a_prepared_folder_is(prepared: Path, capsys: pytest.
         json.dumps(found)
         printed = capsys.readouterr().out
         assert "3 classes" in printed and "1 pictures were unreadable" in printed
+
+
+def test_options_that_are_not_used_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, options, words in (
+        ("array", {"quality": 80}, "--quality is not used: an array holds pixels"),
+        ("tar", {"channels": 1}, "--channels is not used: tar files keep grey and colour"),
+        ("parquet", {"quality": 80}, ""),
+    ):
+        images = "toyworld://digits?num=2&size=16"
+        moce.prepare(images=images, out=tmp_path / kind, short_side=8, format=kind, num_workers=0, **options)
+        told = capsys.readouterr().err
+        assert words in told and told.count("is not used") == bool(words)
 
 
 def test_options_are_checked(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def _draft(image: Image.Image, short_side: int) -> None:
     """Let a JPEG's decoder shrink, where its pixels stay aligned and three times `short_side` is left.
 
     Resized to `short_side`, no value then differs by more than a few grey levels from that of the whole picture, which
-    is less than encoding changes; a photograph of 12 megapixels is read eight times as fast (M).
+    is less than encoding changes.
     """
     for scale in (8, 4, 2):
         if min(image.size) >= 3 * scale * short_side and not image.width % scale and not image.height % scale:

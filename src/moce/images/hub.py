@@ -20,7 +20,7 @@ from torch import Tensor
 from moce.errors import UserError, did_you_mean
 from moce.images.decode import UnreadableImage, decode
 from moce.images.labels import classified
-from moce.images.sources import even_shards
+from moce.images.sources import bytes_of, even_shards
 from moce.images.uris import parts_of, refuse_unknown, switch
 
 OPTIONS = ["split", "config", "column", "label", "streaming"]
@@ -38,6 +38,8 @@ class HubImages:
             raise UserError(
                 f"'{uri}': a picture is asked for by its index, which a stream has not; leave streaming out."
             )
+        self._folder = _local_folder(name)
+        self._folders = _own_folders(uri, self._folder)
         rows = _rows(uri, name, options.get("config"), options.get("split"))
         if not len(rows):
             raise UserError(f"'{uri}' has no rows.")
@@ -70,10 +72,28 @@ class HubImages:
             return data
         if path is None:
             raise UnreadableImage("no bytes in this row")
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(error.strerror or str(error)) from error
+        if not self._owns(path):
+            raise UnreadableImage("its path leads out of the data set and the library's folders")
+        return bytes_of(Path(path))
+
+    def _owns(self, path: str) -> bool:
+        """Whether a row may name this file: a data set that was downloaded is not to be trusted."""
+        real = os.path.realpath(path)
+        return any(os.path.commonpath([real, folder]) == folder for folder in self._folders)
+
+    def path(self, index: int) -> str | None:
+        """The name that is kept beside the picture: below the data set's folder, where it is one of this machine."""
+        found = self._rows[index][self.column]
+        path = found["path"] if isinstance(found, dict) else None
+        if not path or not os.path.isabs(path):
+            return path or None
+        real, above = os.path.realpath(path), self._folders[0]
+        return os.path.relpath(real, above) if real.startswith(above + os.sep) else os.path.basename(path)
+
+    def places(self) -> list[Path]:
+        """The data set's folder, where it is one of this machine, and the files that the library made of it."""
+        made = [Path(file["filename"]) for file in self._rows.cache_files]
+        return made if self._folder is None else [self._folder, *made]
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
@@ -111,16 +131,16 @@ def _names_and_sizes(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
 def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
     """The split as a `datasets.Dataset`."""
     datasets = _library(uri)
-    path = os.path.expanduser(name)
-    local = path.startswith((os.sep, "."))
-    if local and not os.path.isdir(path):
+    folder = _local_folder(name)
+    path = name if folder is None else str(folder)
+    if folder is not None and not folder.is_dir():
         raise UserError(f"'{uri}': there is no folder '{path}'.")
     with _progress_for_people(datasets):
         try:
             found = datasets.load_dataset(path, config, split=split)
         # The library raises most classes there are, and httpx's besides.
         except Exception as error:
-            downloaded = None if local else _downloaded(name)
+            downloaded = None if folder is not None else _downloaded(name)
             if downloaded is None:
                 raise UserError(_refusal(uri, error)) from error
             try:
@@ -133,6 +153,22 @@ def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
             raise UserError(f"'{uri}': say which split with ?split= and one of {', '.join(found)}.")
         found = found[chosen]
     return found
+
+
+def _own_folders(uri: str, local: Path | None) -> list[str]:
+    """Where a picture's file may lie: the data set's folder on this machine, and the libraries' own."""
+    config = _library(uri).config
+    from huggingface_hub import constants
+
+    kept = [config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
+    folders = [constants.HF_HUB_CACHE, *kept] if local is None else [local, constants.HF_HUB_CACHE, *kept]
+    return [os.path.realpath(folder) for folder in folders]
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder of this machine that is meant; None for a name of the hub."""
+    path = os.path.expanduser(name)
+    return Path(path) if path.startswith((os.sep, ".")) else None
 
 
 def _library(uri: str) -> Any:

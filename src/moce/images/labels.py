@@ -27,11 +27,15 @@ def classified(
         classes = sorted({str(label) for label in found})
         number = {text: label for label, text in enumerate(classes)}
         return np.array([number[str(label)] for label in found], np.int64), classes
-    highest = max(int(label) for label in found if label is not None)
-    if highest >= MAX_CLASSES:
-        raise UserError(f"'{uri}' has the label {highest}; class numbers must be below {MAX_CLASSES:,}.")
+    refuse_large(uri, max(int(label) for label in found if label is not None))
     labels = np.array(found, np.int64)
     return labels, class_names(uri, names, labels)
+
+
+def refuse_large(uri: str, highest: int) -> None:
+    """UserError for a class number that is none: there is a name, a row of the head, a count for each below it."""
+    if highest >= MAX_CLASSES:
+        raise UserError(f"'{uri}' has the label {highest}; class numbers must be below {MAX_CLASSES:,}.")
 
 
 def class_names(uri: str, names: list[str] | None, labels: Int64[np.ndarray, "images"]) -> list[str]:

@@ -22,7 +22,7 @@ from moce.config import Size, pair
 from moce.errors import UserError
 from moce.images.augment import centre_crop, crop_and_resize, crop_boxes, resize_crops
 from moce.images.decode import UnreadableImage
-from moce.images.reading import Survey, read_all, spare_cores, survey
+from moce.images.reading import Survey, read_all, survey
 from moce.images.sampler import Order
 from moce.images.sources import Source
 
@@ -82,7 +82,7 @@ def training_batches(
     """Random crops of the pictures of steps `start_step` to `num_steps` - 1 (`num_steps` counts from the run's start).
 
     `unreadable` comes from `survey`. With `device`, pictures of one size are kept and cropped there; other batches come
-    from the CPU whatever it says. `num_workers` -1 takes the spare cores.
+    from the CPU whatever it says.
     """
     size = pair(image_size)
     decoded = read_all(source, quiet, cache_gib)
@@ -205,7 +205,7 @@ class _Centres(Dataset):
 
 def in_workers(dataset: Dataset, items: range, num_workers: int) -> Iterator[Any]:
     """dataset[i] for each item, in order, made by worker processes that live as long as the iteration."""
-    workers = min(spare_cores() if num_workers < 0 else num_workers, len(items))
+    workers = min(num_workers, len(items))
     loader = DataLoader(
         _Excused(dataset),
         batch_size=None,

@@ -106,10 +106,10 @@ def finish_array(path: Path, num_images: int, shape: tuple[int, int, int]) -> No
 
 def append_names(path: Path, names: Iterable[str], num_before: int) -> None:
     """Add names, one a line, to those of `num_before` pictures; what lies behind those is dropped."""
-    earlier = path.read_text(encoding="utf-8").split("\n")[:num_before] if num_before else []
-    lines = [*earlier, *(name.replace("\n", " ") for name in names)]
+    earlier = path.read_bytes().split(b"\n")[:num_before] if num_before else []
+    lines = [*earlier, *(re.sub(r"[\r\n]", " ", name).encode() for name in names)]
     with write_whole(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 def _write_header(file: IO[bytes], num_images: int, shape: tuple[int, int, int]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from moce.errors import UserError
 from moce.images.arrays import DTYPES, from_lists, numbers_of
 from moce.images.decode import UnreadableImage, decode
-from moce.images.labels import class_names
+from moce.images.labels import class_names, refuse_large
 
 CACHE_BYTES = 512 * 2**20  # of pictures as they are stored, a process
 
@@ -30,6 +30,8 @@ class ParquetImages:
     Arrays are lists of lists (of lists) of uint8 or uint16, as `datasets` writes Array2D and Array3D. Row groups are
     the shards. They are read when first needed and kept, as they are stored, up to 512 MiB.
     """
+
+    whole_shards = True
 
     def __init__(self, uri: str, files: list[Path], channels: int = 3) -> None:
         self.uri, self.files, self.channels = uri, files, channels
@@ -45,6 +47,7 @@ class ParquetImages:
         # Of each row group: which file, which group in it, the index of its first row.
         self._places = [(file, i) for file, other in enumerate(about) for i in range(len(other.rows))]
         self._starts = np.cumsum([0] + [rows for other in about for rows in other.rows])
+        self._file_starts = np.cumsum([0] + [sum(other.rows) for other in about])
         if not len(self):
             raise UserError(f"'{uri}' has no rows.")
         self.labels = _joined_labels(uri, about)
@@ -55,6 +58,7 @@ class ParquetImages:
 
     def _forget(self) -> None:
         self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._kept_bytes = 0  # a running total: adding them up takes longer than decoding a picture
         self._footers: dict[
             int, pq.FileMetaData
         ] = {}  # by file: parsing one takes as long as reading a picture
@@ -77,9 +81,8 @@ class ParquetImages:
 
     def name(self, index: int) -> str:
         """File and row in it."""
-        file = self._places[self._group_of(index)][0]
-        first_group = next(i for i, place in enumerate(self._places) if place[0] == file)
-        return f"{self.files[file].name} row {index - int(self._starts[first_group])}"
+        file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
+        return f"{self.files[file].name} row {index - int(self._file_starts[file])}"
 
     def _group_of(self, index: int) -> int:
         assert 0 <= index < len(self), index
@@ -140,9 +143,14 @@ class ParquetImages:
                     [chunk.storage for chunk in pictures.chunks], pictures.type.storage_type
                 )
             self._groups[group] = pictures
-            while len(self._groups) > 1 and sum(a.nbytes for a in self._groups.values()) > CACHE_BYTES:
-                self._groups.popitem(last=False)
+            self._kept_bytes += pictures.nbytes
+            while len(self._groups) > 1 and self._kept_bytes > CACHE_BYTES:
+                self._kept_bytes -= self._groups.popitem(last=False)[1].nbytes
             return pictures
+
+    def places(self) -> list[Path]:
+        """The files."""
+        return self.files
 
     def shards(self) -> list[range]:
         """The row groups."""
@@ -227,9 +235,11 @@ def _labels(path: Path, file: pq.ParquetFile) -> Int64[np.ndarray, "rows"] | Non
         return None
     column = file.read(columns=["label"], use_threads=False).column(0)
     # Through Python's numbers: arrow's own ways to numpy import pandas, where there is one, for two seconds.
-    labels = np.array([-1 if label is None else label for label in column.to_pylist()], np.int64)
-    if not len(labels) or labels.max() < 0:
+    found = [-1 if label is None else label for label in column.to_pylist()]
+    if max(found, default=-1) < 0:
         return None
+    refuse_large(str(path), max(found))
+    labels = np.array(found, np.int64)
     if labels.min() < 0:
         raise UserError(f"'{path}' has labels, but none in row {int((labels < 0).argmax())}.")
     return labels

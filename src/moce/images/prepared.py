@@ -17,12 +17,11 @@ from torch import Tensor
 from moce.engine.files import read_json, write_json
 from moce.errors import UserError
 from moce.images.parquet import ParquetImages
-from moce.images.sources import Source
+from moce.images.sources import Source, even_shards
 from moce.images.tars import TarImages
 
 MARKER = "prepared.json"
 PIXELS, LABELS, NAMES = "images.npy", "labels.npy", "names.txt"  # of the format `array`
-SHARD = 1024  # neighbours in an array that count as stored together
 KIND = "moce prepared pictures"
 
 
@@ -140,6 +139,9 @@ class ArrayImages:
             raise UserError(
                 f"'{folder / PIXELS}' holds {len(self):,} pictures, {MARKER} says {about.num_images:,}."
             )
+        # One block of bytes and where its lines end, as a folder keeps its names.
+        self._names = _names(folder / NAMES, len(self))
+        self._ends = np.flatnonzero(np.frombuffer(self._names, np.uint8) == ord("\n"))
 
     def _map(self) -> None:
         # Private to the process and so writable, which torch wants of an array; nothing of it reaches the file.
@@ -163,18 +165,38 @@ class ArrayImages:
         """All pictures, in the file: a part of it is read when it is used."""
         return self._images
 
+    def places(self) -> list[Path]:
+        """The folder."""
+        return [self.folder]
+
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
-        return [range(i, min(i + SHARD, len(self))) for i in range(0, len(self), SHARD)]
+        return even_shards(len(self))
 
     def name(self, index: int) -> str:
         """The original's name."""
-        with open(self.folder / NAMES, encoding="utf-8") as names:
-            return next(line for place, line in enumerate(names) if place == index).rstrip("\n")
+        assert 0 <= index < len(self), index
+        start = int(self._ends[index - 1]) + 1 if index else 0
+        return self._names[start : int(self._ends[index])].decode()
 
     def fingerprint(self) -> str:
         """Of all pixels and labels, computed when they were written."""
         return self._digest
+
+
+def _names(path: Path, num_images: int) -> bytes:
+    try:
+        names = path.read_bytes()
+        names.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"'{path}' is damaged ({reason}); prepare the pictures again.") from None
+    found = names.count(b"\n")
+    if found != num_images:
+        raise UserError(
+            f"'{path}' is damaged ({found:,} names of {num_images:,} pictures); prepare the pictures again."
+        )
+    return names
 
 
 def _opened(path: Path, mmap_mode: Any = None) -> np.ndarray:

@@ -82,11 +82,6 @@ def forget() -> None:
     _surveys.clear()
 
 
-def spare_cores() -> int:
-    """Cores of this process that it may leave to others: all but one."""
-    return max(_cores() - 1, 0)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -4,9 +4,11 @@ Index = offset of its shard + place in it. Labels and names are known without de
 one picture at its own size. Sources travel cheaply to worker processes: open files and caches stay behind.
 """
 
+import errno
 import glob
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -20,8 +22,10 @@ from moce.images.decode import FORMATS, UnreadableImage, decode
 from moce.images.parquet import ParquetImages
 
 EXTENSIONS: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-EXTENSIONS += (".jp2", ".j2k", ".avif") if "AVIF" in FORMATS else (".jp2", ".j2k")
+EXTENSIONS += (".jp2", ".j2k", ".ppm", ".pgm") + ((".avif",) if "AVIF" in FORMATS else ())
 ARRAYS = (".npy",)  # pictures of a folder that has no others; elsewhere they may be anything
+# What can be wrong with one file; anything else is the disk's or the network's, and may be gone tomorrow.
+OF_ONE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 EVEN_SHARD = 1024  # what has no shards of its own: so many neighbours count as one
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -31,7 +35,8 @@ class Source(Protocol):
     """Pictures by index.
 
     A source may offer more: `array() -> UInt8 Tensor` all pictures at once, where they need no decoding;
-    `encoded(index) -> bytes | None` the file of a picture; `path(index) -> str | None` the name that is kept beside it.
+    `encoded(index) -> bytes | None` the file of a picture; `path(index) -> str | None` the name that is kept beside it;
+    `places() -> list[Path]` the folders and files that it reads; `whole_shards` True where a shard is read at once.
     """
 
     @property
@@ -133,6 +138,53 @@ SCHEMES: dict[str, Callable[[str, int], Source]] = {
 }
 
 
+def require_apart(source: Source, out: str | Path, below: bool = True) -> None:
+    """UserError when --out is or holds what the source reads, or (`below`) lies in a folder that it reads.
+
+    An --out that is overwritten loses all that is in it, and what is written into a folder of pictures becomes one.
+    """
+    resolved = Path(out).expanduser().resolve()
+    places: list[Path] = source.places() if hasattr(source, "places") else []
+    for place in places:
+        where = place.expanduser().resolve()
+        if where.is_relative_to(resolved):
+            raise UserError(
+                f"--out {out} holds the pictures of --images '{source.uri}'; name another folder."
+            )
+        if below and resolved.is_relative_to(where):
+            raise UserError(
+                f"--out {out} lies in the folder of --images '{source.uri}'; name a folder outside of it."
+            )
+
+
+def bytes_of(path: Path) -> bytes:
+    """A picture's file. Raises `UnreadableImage` for what is wrong with this one, UserError for a disk that fails."""
+    try:
+        # A pipe would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnreadableImage("not a regular file")
+            return file.read()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in OF_ONE_FILE:
+            raise UnreadableImage(reason) from error
+        raise UserError(
+            f"'{path}' cannot be read ({reason}): see to the disk and run again, or remove the file."
+        ) from error
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which folder this is, by device and inode; None where there is none."""
+    try:
+        found = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"The folder '{folder}' cannot be read ({error.strerror}).") from error
+    return found.st_dev, found.st_ino
+
+
 def even_shards(num_images: int) -> list[range]:
     """Runs of 1024 neighbours, for pictures that have no shards of their own."""
     return [range(i, min(i + EVEN_SHARD, num_images)) for i in range(0, num_images, EVEN_SHARD)]
@@ -148,6 +200,7 @@ class FolderImages:
     def __init__(self, uri: str, channels: int = 3) -> None:
         self.uri, self.channels = uri, channels
         self.root = Path(uri).expanduser()
+        self._identity = _identity(self.root)
         names = sorted(_pictures_below(self.root)) or sorted(_pictures_below(self.root, ARRAYS))
         if not names:
             raise _no_pictures(uri, self.root)
@@ -179,9 +232,17 @@ class FolderImages:
     def encoded(self, index: int) -> bytes:
         """The file of the picture. Raises `UnreadableImage`."""
         try:
-            return (self.root / self.name(index)).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(error.strerror or str(error)) from error
+            return bytes_of(self.root / self.name(index))
+        except UnreadableImage as error:
+            if _identity(self.root) != self._identity:  # a disk that is taken away leaves an empty folder
+                raise UserError(
+                    f"The folder '{self.root}' was taken away while it was read; bring it back and run again."
+                ) from error
+            raise
+
+    def places(self) -> list[Path]:
+        """The folder."""
+        return [self.root]
 
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""

@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +21,11 @@ from jaxtyping import Int64
 
 from moce.engine.files import sha256_of, write_whole
 from moce.errors import UserError
+from moce.images.sources import EXTENSIONS
 
-VERSION = 1  # of the index: one of another version is made again
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+PICTURES = [extension[1:] for extension in EXTENSIONS]
+# Of the index and of what it looks for: one of another version is made again.
+VERSION = zlib.crc32(f"2 {PICTURES}".encode())
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BLOCK = 512
 LARGEST_NOTE = 2**20  # bytes; a larger .cls or .json member is no label

@@ -106,6 +106,10 @@ class TarImages:
         except OSError as error:
             raise UserError(f"'{self.files[file]}' cannot be read ({error.strerror or error}).") from error
 
+    def places(self) -> list[Path]:
+        """The tar files."""
+        return self.files
+
     def shards(self) -> list[range]:
         """The tar files."""
         return [range(int(start), int(stop)) for start, stop in pairwise(self._starts)]

@@ -2,6 +2,9 @@
 
 The bands are the samples of the first page, stored pixel by pixel or band by band. Where a page has one sample, they
 are pages, as `tifffile.imwrite` leaves an array; the rule for arrays then says which axis they are.
+
+Three grey pages may be three bands or a document: for 3 channels they are bands where the file itself says that it is
+one array (a note of tifffile, or an axis of channels in OME's or ImageJ's); else its first page is the picture.
 """
 
 import io
@@ -23,9 +26,17 @@ def for_pillow(data: bytes, channels: int) -> bool:
         return False
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
+            if channels == 3 and file.pages.first.samplesperpixel == 1 and len(file.pages) > 1:
+                return not _says_bands(file, channels)
             return file.pages.first.samplesperpixel <= 4
     except Exception:  # as many classes as broken bytes have ways; Pillow may be more patient
         return True
+
+
+def _says_bands(file: tifffile.TiffFile, channels: int) -> bool:
+    series = file.series[0]
+    noted = file.is_shaped or "C" in series.axes
+    return noted and len(series.shape) == 3 and channels in (series.shape[0], series.shape[2])
 
 
 def decode_bands(data: bytes, channels: int) -> UInt8[Tensor, "channels rows columns"]:

@@ -89,6 +89,10 @@ class TorchvisionImages:
             raise UnreadableImage(str(error) or type(error).__name__) from error
         return pixels, None if self.labels is None else int(self.labels[index])
 
+    def places(self) -> list[Path]:
+        """Where its files are; nothing where it needs no root."""
+        return [Path(_where(self._set, self.options))] if "root" in self.options else []
+
     def shards(self) -> list[range]:
         """Runs of 1024 neighbours."""
         return even_shards(len(self))
@@ -186,14 +190,18 @@ def _opened(uri: str, make: Any, options: dict[str, Any], downloads: bool) -> An
         text = text or type(error).__name__
         if isinstance(error, ValueError | TypeError | ImportError):  # the options, or a library that it needs
             raise UserError(f"'{uri}' cannot be opened: {text}.") from error
-        # What was set before it failed says where it looked.
-        below = next((f for f in (getattr(opened, name, None) for name in FOLDERS) if f is not None), "")
-        where = os.path.join(options.get("root", "."), below)
+        where = _where(opened, options)
         hint = ", or add download=true" if downloads and not options.get("download") else ""
         raise UserError(
             f"'{uri}' is not on disk: torchvision looks in '{where}' and says '{text}'; put it there{hint}."
         ) from error
     return opened
+
+
+def _where(opened: Any, options: dict[str, Any]) -> str:
+    """The folder that it looks in; where it could not be opened, what was set before it failed says so."""
+    below = next((f for f in (getattr(opened, name, None) for name in FOLDERS) if f is not None), "")
+    return os.path.join(options.get("root", "."), below)
 
 
 def _labels(opened: Any, target: Any) -> Int64[np.ndarray, "images"] | None:

@@ -24,7 +24,7 @@ from moce.engine.progress import say, track
 from moce.engine.runs import Run, open_run, read_run
 from moce.errors import UserError
 from moce.images.loader import survey
-from moce.images.sources import Source, open_images
+from moce.images.sources import Source, open_images, require_apart
 from moce.model.assigner import Assigner, adjusted_scores, cosines, quantiles
 from moce.model.weights import fingerprint, load_model
 from moce.stages.agreement import leading_classes, normalised_mutual_information, purity
@@ -94,6 +94,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
     dense_run.result()
     model, header = load_model(dense_run.path, device)
     source = open_images(config.images, model.shape.channels)
+    require_apart(source, config.out, below=False)
     refuse_too_few(len(source), config)
     refuse_too_few(len(source) - len(survey(source, config.quiet).unreadable), config)
     inputs = {"images": source.fingerprint(), "dense model": fingerprint(model)}

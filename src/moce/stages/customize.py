@@ -31,7 +31,7 @@ from moce.engine.progress import say, track
 from moce.engine.runs import open_run, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import centred_batches, survey
-from moce.images.sources import Source, open_images
+from moce.images.sources import Source, open_images, require_apart
 from moce.images.tasks import split_uri
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import build_encoder, require_whole_patches
@@ -332,6 +332,8 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     if source is not None and not needs_pictures:
         say(f"--strategy {config.strategy} does not look at --images", config.quiet)
         source = None
+    if source is not None:
+        require_apart(source, config.out, below=False)
     if source is not None and split_uri(Path(str(config.images)), "train"):
         say(
             f"warning: {config.images} holds the splits of a task, and all its pictures vote, those of the test split "

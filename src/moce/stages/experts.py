@@ -29,7 +29,7 @@ from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, readable_substitute, survey
 from moce.images.normalise import IMAGENET, Normalisation
-from moce.images.sources import open_images
+from moce.images.sources import open_images, require_apart
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import (
@@ -352,6 +352,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     dense_run.result()
     dense, header = load_model(dense_run.path)
     source = open_images(config.images, dense.shape.channels)
+    require_apart(source, config.out, below=False)
     clusters = read_clusters(config.clusters, dense, source.fingerprint())
     model = new_experts(dense, clusters.assigner, config)
     checked = survey(source, config.quiet)

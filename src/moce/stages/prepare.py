@@ -4,9 +4,9 @@ Worker processes shrink pictures (images/shrink.py), this process packs them (im
 prepared.json says how far the work is; a later process starts behind the last whole file and writes the same bytes.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,9 +16,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from moce.config import PrepareConfig, verb
+from moce.engine.devices import num_workers_of
 from moce.engine.files import require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
-from moce.engine.runs import Run, open_run
+from moce.engine.runs import CONFIG, LOCK, Run, open_run
 from moce.errors import UserError
 from moce.images.decode import UnreadableImage, decode
 from moce.images.loader import in_workers
@@ -30,13 +31,14 @@ from moce.images.packing import (
     write_parquet,
     write_tar,
 )
-from moce.images.prepared import LABELS, NAMES, PIXELS, Prepared, is_prepared, read_prepared
+from moce.images.prepared import LABELS, MARKER, NAMES, PIXELS, Prepared, is_prepared, read_prepared
 from moce.images.reading import refuse_if_many
 from moce.images.shrink import Small, original_name, small_jpeg, small_square
-from moce.images.sources import Source, open_images
+from moce.images.sources import Source, open_images, require_apart
 from moce.stages.feed import list_unreadable
 
 CHUNK = 16  # pictures that a worker hands over at a time
+LARGEST_CHUNK = 256  # of what is stored in row groups: that many small pictures wait in memory
 SAMPLE = 48  # pictures that rates and sizes are estimated from
 UNFINISHED = "images.unfinished"  # the array, until it is whole
 
@@ -51,6 +53,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     if config.channels not in (1, 3):
         raise UserError(f"--channels must be 1 or 3, not {config.channels}.")
     source = open_images(config.images, config.channels if config.format == "array" else 3)
+    require_apart(source, config.out)
+    if config.format == "array" and config.quality != PrepareConfig.quality:
+        say("--quality is not used: an array holds pixels", config.quiet)
+    if config.format != "array" and config.channels != PrepareConfig.channels:
+        say(f"--channels is not used: {config.format} files keep grey and colour as they are", config.quiet)
     with open_run(config.out, "prepare", config, {"images": source.fingerprint()}) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite prepares the pictures again", config.quiet)
@@ -148,21 +155,33 @@ def rate(calls: list[Callable[[], Any]]) -> float:
 
 
 class Shrinking(Dataset):
-    """Item i is a chunk of small pictures, from index i on; made in worker processes."""
+    """Item i is chunk i of the pictures from index `start` on, made small in a worker process."""
 
-    def __init__(self, source: Source, config: PrepareConfig) -> None:
+    def __init__(self, source: Source, config: PrepareConfig, start: int) -> None:
         self.source, self.config = source, config
+        self.chunks = list(chunks(source, start))
 
-    def __getitem__(self, start: int) -> list[Small]:
-        small = shrinker(self.source, self.config)
-        return [small(index) for index in range(start, min(start + CHUNK, len(self.source)))]
+    def __getitem__(self, item: int) -> list[Small]:
+        return list(map(shrinker(self.source, self.config), self.chunks[item]))
+
+
+def chunks(source: Source, start: int) -> Iterator[range]:
+    """All indices from `start` on in short runs, none across shards; a shard that is read as a whole is one run.
+
+    So it is read by one worker, unless it has more pictures than should wait in memory.
+    """
+    size = LARGEST_CHUNK if getattr(source, "whole_shards", False) else CHUNK
+    for shard in source.shards():
+        for first in range(max(shard.start, start), shard.stop, size):
+            yield range(first, min(first + size, shard.stop))
 
 
 def pack_all(run: Run, source: Source, about: Prepared, config: PrepareConfig) -> None:
     """Everything that is not packed yet, file by file."""
-    starts = range(about.seen, len(source), CHUNK)
-    pictures = chain.from_iterable(in_workers(Shrinking(source, config), starts, config.num_workers))
-    with track(len(source), "preparing", quiet=config.quiet, done=about.seen) as progress:
+    shrinking = Shrinking(source, config, about.seen)
+    workers = num_workers_of(config.num_workers)
+    pictures = chain.from_iterable(in_workers(shrinking, range(len(shrinking.chunks)), workers))
+    with track(len(source), "preparing", quiet=config.quiet, done=about.seen) as progress, begun_or_gone(run):
         while about.seen < len(source):
             num_before = about.num_images
             of_file = pictures_of_file(pictures, run, source, about, config, progress)
@@ -189,7 +208,7 @@ def pictures_of_file(
         progress.advance()
         if picture.reason:
             about.unreadable.append((picture.number, picture.reason))
-            refuse_if_hopeless(run, source, about)
+            refuse_if_many(source, about.unreadable, len(source))
             continue
         about.num_images += 1
         about.copied += picture.copied
@@ -205,12 +224,17 @@ def pictures_of_file(
             return
 
 
-def refuse_if_hopeless(run: Run, source: Source, about: Prepared) -> None:
-    """UserError as soon as more than 5 % of all pictures are broken. Nothing stays that could not be continued."""
+@contextmanager
+def begun_or_gone(run: Run) -> Iterator[None]:
+    """Where the block is refused before a file of pictures is whole, what it wrote goes; otherwise everything stays."""
     try:
-        refuse_if_many(source, about.unreadable, len(source))
+        yield
     except UserError:
-        shutil.rmtree(run.path)
+        if not read_prepared(run.path).seen:
+            for name in (UNFINISHED, NAMES, MARKER, CONFIG, LOCK):
+                (run.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody put something beside them
+                run.path.rmdir()
         raise
 
 

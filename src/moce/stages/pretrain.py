@@ -13,7 +13,7 @@ from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation, normalisation
-from moce.images.sources import open_images
+from moce.images.sources import open_images, require_apart
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, shape_json
 from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
@@ -119,6 +119,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     start = starting_weights(model, config.init, config.quiet) if config.init else None
     inputs = {"weights of --init": start.fingerprint} if start else {}
     source = open_images(config.images, config.channels)
+    require_apart(source, config.out, below=False)
     inputs["images"] = source.fingerprint()
     checked = survey(source, config.quiet)
     with open_run(config.out, "pretrain", config, inputs) as run:

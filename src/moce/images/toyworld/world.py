@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 import numpy as np
 import torch
@@ -21,12 +20,13 @@ from torch import Tensor
 
 from moce.errors import UserError, did_you_mean
 from moce.images.toyworld.kinds import CLASSES_PER_KIND, KINDS, MADE, NATURAL, VERSION, picture
+from moce.images.uris import parts_of, refuse_unknown
 
 SCHEME = "toyworld://"
 GROUPS: dict[str, list[str]] = {"all": list(KINDS), "natural": NATURAL, "made": MADE}
 PER_CLASS = {"train": 250, "test": 50}  # pictures of a class when `num` is not given
 SIZES = (16, 256)
-OPTIONS = ("split", "size", "num", "seed")
+OPTIONS = ["split", "size", "num", "seed"]
 _SHARD = 1000
 _CHUNK = 250
 _SERIAL = 1500  # fewer pictures than this are drawn sooner than processes start
@@ -135,24 +135,15 @@ def _cores() -> int:
 
 
 def _parsed(uri: str) -> tuple[str, dict[str, str]]:
-    if not uri.startswith(SCHEME):
-        raise UserError(f"'{uri}' is not of the toy world: write toyworld://KIND?split=train.")
-    kind, _, query = uri.removeprefix(SCHEME).partition("?")
-    kind = unquote(kind).strip("/")
+    kind, options = parts_of(uri, "toyworld")
+    kind = kind.strip("/")
     known = [*GROUPS, *KINDS]
     if kind not in known:
         raise UserError(
             f"The toy world has no kind '{kind}' (in '{uri}'): choose one of {', '.join(known)}."
             f"{did_you_mean(kind, known)}"
         )
-    options: dict[str, str] = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in OPTIONS:
-            raise UserError(
-                f"The toy world has no option '{key}' (in '{uri}'): choose among {', '.join(OPTIONS)}."
-                f"{did_you_mean(key, OPTIONS)}"
-            )
-        options[key] = value
+    refuse_unknown(uri, options, OPTIONS)
     return kind, options
 
 
