@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from source_checks import check_fork, check_protocol, picture, refusal, values
 
+from moce.errors import UserError
 from moce.images.decode import UnreadableImage
 from moce.images.sources import open_images
 
@@ -180,3 +181,13 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install moce[hub]" in refusal("hf://somebody/pictures")
+
+
+def test_what_save_to_disk_left(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    rows(6).save_to_disk(tmp_path / "one")
+    assert values(open_images(f"hf://{tmp_path / 'one'}")) == list(range(6))
+    datasets.DatasetDict(train=rows(4), test=rows(2, 50)).save_to_disk(tmp_path / "both")
+    assert values(open_images(f"hf://{tmp_path / 'both'}?split=test")) == [50, 51]
+    with pytest.raises(UserError, match="no split 'trian' but train, test"):
+        open_images(f"hf://{tmp_path / 'both'}?split=trian")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -376,3 +377,14 @@ def test_every_pack_opens(packs: Path) -> None:
         first, last = source.get(0), source.get(len(source) - 1)
         assert first[0].shape[0] == last[0].shape[0] == 3
         assert source.labels is None or (source.classes and source.labels.max() < len(source.classes))
+
+
+def test_small_pictures_of_our_own_runs_are_no_data(tiny_folder: Path, tmp_path: Path) -> None:
+    """`--images .` in a folder that has runs in it."""
+    shutil.copytree(tiny_folder, tmp_path / "photos")
+    run = tmp_path / "runs" / "clusters"
+    shutil.copytree(tiny_folder, run / "thumbs")
+    for name in (".lock", "config.json"):
+        (run / name).write_text("{}")
+    assert len(open_images(str(tmp_path))) == len(open_images(str(tiny_folder)))
+    assert len(open_images(str(run))) == 24  # asked for by name

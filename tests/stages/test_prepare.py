@@ -358,7 +358,7 @@ def test_more_than_five_per_cent_broken_is_refused_and_keeps_whole_files_alone(
     for number in range(5):
         (tmp_path / "in" / f"z{number}.png").write_bytes(b"")
     options = {"images": tmp_path / "in", "short_side": 16, "format": kind, "num_workers": 0, "quiet": True}
-    words = r"3 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
+    words = r"Already 3 of the first 43 of 45 pictures in .* cannot be read \(first: z0.png: .*\); at most 5%"
     with pytest.raises(UserError, match=words):
         moce.prepare(**options, out=tmp_path / "whole")  # one file, which is not whole when it is refused
     assert not (tmp_path / "whole").exists()

@@ -6,6 +6,7 @@ encoded until `decode` takes them.
 """
 
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -137,7 +138,9 @@ def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
         raise UserError(f"'{uri}': there is no folder '{path}'.")
     with _progress_for_people(datasets):
         try:
-            found = datasets.load_dataset(path, config, split=split)
+            found = _saved(datasets, folder) if folder else None
+            if found is None:
+                found = datasets.load_dataset(path, config, split=split)
         # The library raises most classes there are, and httpx's besides.
         except Exception as error:
             downloaded = None if folder is not None else _downloaded(name)
@@ -148,6 +151,10 @@ def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
             except Exception as again:
                 raise UserError(_refusal(uri, again)) from again
     if isinstance(found, dict):
+        if split is not None and split not in found:
+            raise UserError(f"'{uri}' cannot be opened: it has no split '{split}' but {', '.join(found)}.")
+        if split is not None:
+            return found[split]
         chosen = "train" if "train" in found or len(found) != 1 else next(iter(found))
         if chosen not in found:
             raise UserError(f"'{uri}': say which split with ?split= and one of {', '.join(found)}.")
@@ -179,9 +186,20 @@ def _library(uri: str) -> Any:
     return datasets
 
 
+def _saved(datasets: Any, folder: Path) -> Any:
+    """What `save_to_disk` left in a folder; None where it left nothing."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return datasets.load_from_disk(str(folder))
+    return None
+
+
 @contextmanager
 def _progress_for_people(datasets: Any) -> Iterator[None]:
-    """The library's bars are for terminals."""
+    """The library's bars are for terminals; its reports of every attempt to reach the network are for nobody."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     shown = datasets.are_progress_bars_disabled() or sys.stderr.isatty()
     if not shown:
         datasets.disable_progress_bars()
@@ -190,6 +208,8 @@ def _progress_for_people(datasets: Any) -> Iterator[None]:
     finally:
         if not shown:
             datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _downloaded(name: str) -> str | None:

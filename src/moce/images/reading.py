@@ -138,11 +138,18 @@ def _first_shape(source: Source, indices: Sequence[int]) -> tuple[int, ...]:
     raise AssertionError("there are pictures, none of them can be read, and that was not too many")
 
 
-def refuse_if_many(source: Source, broken: list[tuple[int, str]], checked: int) -> None:
-    """UserError when more than 5 % of the pictures that were looked at are `broken` (index, reason)."""
+def refuse_if_many(
+    source: Source, broken: list[tuple[int, str]], checked: int, looked_at: int | None = None
+) -> None:
+    """UserError when more than 5 % of the `checked` pictures are `broken` (index, reason).
+
+    `looked_at` is how many of these were read so far, where not all were.
+    """
     if len(broken) > TOLERATED * checked:
         first, reason = broken[0]
         count = f"{len(broken)} of {checked}" if len(broken) < checked else f"All {checked}"
+        if looked_at is not None and looked_at < checked:
+            count = f"Already {len(broken)} of the first {looked_at} of {checked}"
         raise UserError(
             f"{count} pictures in '{source.uri}' cannot be read (first: {source.name(first)}: {reason}); "
             f"at most {TOLERATED:.0%} may be broken, so remove or replace them."

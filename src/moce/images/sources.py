@@ -26,6 +26,7 @@ EXTENSIONS += (".jp2", ".j2k", ".ppm", ".pgm") + ((".avif",) if "AVIF" in FORMAT
 ARRAYS = (".npy",)  # pictures of a folder that has no others; elsewhere they may be anything
 # What can be wrong with one file; anything else is the disk's or the network's, and may be gone tomorrow.
 OF_ONE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
+OUR_OWN = {".lock", "config.json"}  # what every run folder holds
 EVEN_SHARD = 1024  # what has no shards of its own: so many neighbours count as one
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -263,7 +264,11 @@ class FolderImages:
 
 
 def _pictures_below(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[bytes]:
-    """Paths relative to `root`, with "/". A link that leads back to a folder above itself is not followed again."""
+    """Paths relative to `root`, with "/".
+
+    A link that leads back to a folder above itself is not followed again, and run folders of ours, whose small pictures
+    are no data, are passed over.
+    """
     open_folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while open_folders:
         below, above = open_folders.pop()
@@ -273,7 +278,7 @@ def _pictures_below(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> Ite
         except OSError as error:
             raise UserError(f"The folder '{root / below}' cannot be read ({error.strerror}).") from error
         here = (status.st_dev, status.st_ino)
-        if here in above:
+        if here in above or (below and OUR_OWN <= {entry.name for entry in entries}):
             continue
         for entry in entries:
             if entry.name.startswith("."):

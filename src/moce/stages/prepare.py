@@ -208,7 +208,7 @@ def pictures_of_file(
         progress.advance()
         if picture.reason:
             about.unreadable.append((picture.number, picture.reason))
-            refuse_if_many(source, about.unreadable, len(source))
+            refuse_if_many(source, about.unreadable, len(source), about.seen)
             continue
         about.num_images += 1
         about.copied += picture.copied
