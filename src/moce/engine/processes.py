@@ -58,7 +58,7 @@ class Group:
         return {n: p.view_as(t).to(t.dtype) for (n, t), p in zip(tensors.items(), parts, strict=True)}
 
     def span(self, count: int) -> tuple[int, int]:
-        """(first, all): where this process's `count` rows stand among those of all processes, and how many these are."""
+        """(first, all): where the `count` rows here stand among those of all processes, and how many these are."""
         if self.world == 1:
             return 0, count
         counts = torch.zeros(self.world, dtype=torch.int64)

@@ -8,6 +8,7 @@ processes is that of the whole batch; DDP takes that mean of the gradients. Proc
 """
 
 import functools
+import inspect
 import logging
 import math
 import os
@@ -110,7 +111,15 @@ def fabric_of(device: torch.device, bf16: bool, processes: Group) -> Any:
     }
     if processes.world > 1:
         # Every parameter gets a gradient in every step, an expert without pictures zeros: nothing is searched for.
-        ddp = PlainDDP(find_unused_parameters=False, gradient_as_bucket_view=True, broadcast_buffers=False)
+        # Buffers are constants; older torch has another name for leaving them alone.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {
+            "find_unused_parameters": False,
+            "gradient_as_bucket_view": True,
+            buffers: False,
+        }
+        ddp = PlainDDP(**options)
         here = local_world_size()
         settings |= {"strategy": ddp, "devices": here, "num_nodes": processes.world // here}
         settings |= {"plugins": [TorchElasticEnvironment()]}

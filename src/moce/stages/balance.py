@@ -179,9 +179,11 @@ def sinkhorn(
     num_clusters = len(centroids)
     rows = rows or chunk_rows(len(centroids), centroids.shape[1], centroids.device)
     scaled = (centroids / eps).T.contiguous()
+    _, num_images = processes.span(len(features))
     potentials = potentials.double() - potentials.double().mean()
     for number in range(1, max_passes + 1):
-        mass, overlap = _columns(features, scaled, potentials.float(), rows, processes)
+        sums = processes.sum(_columns(features, scaled, potentials.float(), rows)) / num_images
+        mass, overlap = sums[0], sums[1:]
         load = mass * num_clusters  # 1 where the column is right
         error = float((load - 1).abs().max())
         if error < tolerance or number == max_passes:
@@ -201,9 +203,8 @@ def _columns(
     scaled: Float[Tensor, "width clusters"],
     potentials: Float[Tensor, "clusters"],
     rows: int,
-    processes: Group,
-) -> tuple[Float64[Tensor, "clusters"], Float64[Tensor, "clusters clusters"]]:
-    """(mass of every column of the plan, mean product of two columns' shares of a picture)."""
+) -> Float64[Tensor, "1+clusters clusters"]:
+    """The mass of every column of the plan, and below it the products of two columns' shares, summed over pictures."""
     num_clusters = len(potentials)
     mass = torch.zeros(num_clusters, device=scaled.device, dtype=torch.float64)
     overlap = torch.zeros(num_clusters, num_clusters, device=scaled.device, dtype=torch.float64)
@@ -211,8 +212,7 @@ def _columns(
         shares = torch.addmm(potentials, chunk, scaled).softmax(dim=1)
         mass += shares.sum(dim=0, dtype=torch.float64)
         overlap += shares.T @ shares
-    _, num_images = processes.span(len(features))
-    return processes.sum(mass) / num_images, processes.sum(overlap) / num_images
+    return torch.cat([mass[None], overlap])
 
 
 def _newton_step(
@@ -270,8 +270,9 @@ def balanced_clusters(
     """Centroids and column potentials of `num_clusters` balanced clusters of unit feature vectors.
 
     features: n unit vectors, of all processes together, float16 or float32, possibly memory-mapped. `rounds` rounds of
-    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine). Needs num_clusters <= n. `tick` is called after every
-    k-means step and every round. Memory beyond the features: a few chunks and one number per picture.
+    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine). Needs num_clusters <= n.
+    `tick` is called after every k-means step and every round. Memory beyond the features: a few chunks and one number
+    per picture.
     """
     assert 1 <= num_clusters <= processes.span(len(features))[1] and eps > 0 and rounds >= 1
     device = device or features.device
