@@ -129,6 +129,9 @@ def terminated(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point: turns what went wrong into an exit code."""
     code, sentence = 0, ""
+    one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if one_of_several:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in our words
     signal.signal(signal.SIGTERM, terminated)
     try:
         run(sys.argv[1:])
@@ -142,7 +145,7 @@ def main() -> None:
         code = 1
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0
-    if "WORLD_SIZE" in os.environ and os.environ["WORLD_SIZE"] != "1":
+    if one_of_several:
         end_one_of_several(code, sentence)
     if sentence:
         print(sentence, file=sys.stderr, flush=True)

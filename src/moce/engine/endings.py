@@ -92,8 +92,9 @@ def last_words(code: int, sentence: str) -> NoReturn:
             code = int(store.get("exit code"))
             store.wait(["said"])  # torchrun ends the others as soon as one of them is gone
         if launch.rank() == 0 and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-            deadline = time.monotonic() + PATIENCE.total_seconds()  # this process keeps the store
-            while store.add("endings", 0) < launch.world_size() and time.monotonic() < deadline:
+            # This process keeps the store. Whoever was lost will not come.
+            deadline, awaited = time.monotonic() + PATIENCE.total_seconds(), launch.world_size() - (code == 1)
+            while store.add("endings", 0) < awaited and time.monotonic() < deadline:
                 time.sleep(0.05)
     except (RuntimeError, ValueError):  # whoever keeps the store is gone
         say(sentence)

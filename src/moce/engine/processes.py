@@ -176,12 +176,17 @@ def together(config: Any) -> Iterator[Any]:
         yield config if joined.rank == 0 else dataclasses.replace(config, quiet=True)
     except RuntimeError as error:
         if launch.world_size() > 1 and _is_of_the_connection(error):
-            reason = (str(error).splitlines() or [""])[0].split("] ")[-1].rstrip(". ")
             raise ProcessLost(
-                f"Another process of this run has ended or does not answer ({reason}); the same command continues "
-                "from the last checkpoint."
+                f"Another process of this run has ended or does not answer ({_reason(error)}); the same command "
+                "continues from the last checkpoint."
             ) from None
         raise
+
+
+def _reason(error: RuntimeError) -> str:
+    """The part of a message of torch's that says what happened: '[file:line] what happened. Advice.'"""
+    first = (str(error).splitlines() or [""])[0]
+    return first.partition("] ")[2].partition(". ")[0] or first
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:
