@@ -1,5 +1,6 @@
 """One run by two processes: the same as by one, written once, and ended together. Real processes, gloo."""
 
+import fcntl
 import json
 import os
 import socket
@@ -19,8 +20,9 @@ WORKER = Path(__file__).parent.parent / "two_processes.py"
 
 
 class Two(NamedTuple):
-    """What two processes left: their folder, what each saw, exit codes, what they said, seconds after the kill."""
+    """The runs of one process; those of two, what each of them saw, their exit codes, and what they said."""
 
+    one: Path
     folder: Path
     seen: list[dict[str, Any]]
     codes: list[int]
@@ -55,23 +57,27 @@ def start_both(*arguments: object, cwd: Path) -> list[subprocess.Popen]:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("one")
-    moce.pretrain(out=folder / "mae", **OPTIONS)
-    moce.cluster(folder / "mae", images=TOY, out=folder / "clusters", num_workers=0, device="cpu", quiet=True)
-    for name, options in EXPERTS.items():
-        moce.train_experts(folder / "mae", folder / "clusters", out=folder / name, **OPTIONS, **options)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two(one: Path, tmp_path_factory: pytest.TempPathFactory) -> Two:
-    folder = tmp_path_factory.mktemp("two")
-    both = start_both(WORKER, one, folder, cwd=folder)
-    said = [process.communicate(timeout=250)[1] for process in both]
-    assert (folder / "rank-0.json").is_file() and (folder / "rank-1.json").is_file(), said
-    seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    return Two(folder, seen, [process.returncode for process in both], said)
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """Both kinds of runs once, shared by all processes of a test session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "distributed"
+    one, two, ended = folder / "one", folder / "two", folder / "ended.json"
+    two.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".building", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process builds, the others wait
+        if not ended.is_file():
+            moce.pretrain(out=one / "mae", **OPTIONS)
+            moce.cluster(
+                one / "mae", images=TOY, out=one / "clusters", num_workers=0, device="cpu", quiet=True
+            )
+            for name, options in EXPERTS.items():
+                moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
+            both = start_both(WORKER, one, two, cwd=two)
+            said = [process.communicate(timeout=250)[1] for process in both]
+            assert (two / "rank-0.json").is_file() and (two / "rank-1.json").is_file(), said
+            ended.write_text(json.dumps([[process.returncode for process in both], said]))
+    seen = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return Two(one, two, seen, *json.loads(ended.read_text()))
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -100,21 +106,23 @@ def assert_same_numbers(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mae", *EXPERTS])
-def test_two_processes_train_what_one_trains(one: Path, two: Two, name: str) -> None:
-    assert len(lines(one / name)) == 10
-    assert_same_numbers(one / name, two.folder / name)
+def test_two_processes_train_what_one_trains(two: Two, name: str) -> None:
+    assert len(lines(two.one / name)) == 10
+    assert_same_numbers(two.one / name, two.folder / name)
 
 
-def test_two_processes_find_the_same_clusters(one: Path, two: Two) -> None:
+def test_two_processes_find_the_same_clusters(two: Two) -> None:
     np.testing.assert_array_equal(
-        np.load(one / "clusters/labels.npy"), np.load(two.folder / "clusters/labels.npy")
+        np.load(two.one / "clusters/labels.npy"), np.load(two.folder / "clusters/labels.npy")
     )
-    # Features of another model to 1e-6: the runs of `one` and `two` share their dense model here.
     for name in ("centroids", "potentials", "mean", "sizes", "cosine_quantiles"):
-        found = [load_file(folder / "clusters/clusters.safetensors")[name] for folder in (one, two.folder)]
+        found = [
+            load_file(folder / "clusters/clusters.safetensors")[name] for folder in (two.one, two.folder)
+        ]
         np.testing.assert_allclose(*found, atol=2e-5, err_msg=name)
     thumbs = [
-        load_file(folder / "clusters/thumbs/thumbs.safetensors")["indices"] for folder in (one, two.folder)
+        load_file(folder / "clusters/thumbs/thumbs.safetensors")["indices"]
+        for folder in (two.one, two.folder)
     ]
     np.testing.assert_array_equal(*thumbs)
 
@@ -127,14 +135,14 @@ def test_the_same_number_of_processes_continues_to_the_bit(two: Two) -> None:
     ]
 
 
-def test_one_process_then_two_then_one(one: Path, two: Two, tmp_path: Path) -> None:
+def test_one_process_then_two_then_one(two: Two, tmp_path: Path) -> None:
     """Checkpoints of four steps by one process, four by two, and the last two by one again."""
     last = copy_of(two.folder / "from-one", tmp_path / "last", 8)
     moce.pretrain(out=last, **OPTIONS)
-    model, other = weights(one / "mae"), weights(last)
+    model, other = weights(two.one / "mae"), weights(last)
     for name in model:
         np.testing.assert_allclose(model[name], other[name], atol=1e-5, err_msg=name)
-    wanted = [line["loss"] for line in lines(one / "mae")][8:]
+    wanted = [line["loss"] for line in lines(two.one / "mae")][8:]
     np.testing.assert_allclose([line["loss"] for line in lines(last)], wanted, atol=1e-5)
 
 
@@ -183,9 +191,9 @@ def test_a_killed_process_ends_the_other_with_a_sentence(two: Two) -> None:
     assert lines(two.folder / "killed")
 
 
-def test_devices_starts_processes_that_say_one_sentence(one: Path, cli) -> None:
+def test_devices_starts_processes_that_say_one_sentence(two: Two, cli) -> None:
     words = [w for n, v in OPTIONS.items() if n != "quiet" for w in ("--" + n.replace("_", "-"), str(v))]
-    wrong = cli("pretrain", "--devices", 2, "--out", one / "mae", *words, "--seed", 3)
+    wrong = cli("pretrain", "--devices", 2, "--out", two.one / "mae", *words, "--seed", 3)
     assert wrong.code == 2, wrong
     assert wrong.stderr.startswith("moce: ") and wrong.stderr.count("\n") == 1, wrong.stderr
     assert "--seed was 0 and is now 3" in wrong.stderr

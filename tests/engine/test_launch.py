@@ -36,7 +36,8 @@ def test_variables_in_part_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(
-        UserError, match=r"WORLD_SIZE is 2 but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"
+        UserError,
+        match=r"WORLD_SIZE is 2 but RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set",
     ):
         processes.join("cpu", 1.0)
     monkeypatch.setenv("WORLD_SIZE", "two")

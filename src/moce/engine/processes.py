@@ -5,6 +5,7 @@ the CPU travel by gloo and those on a GPU by nccl. Sums come out the same to the
 that are made from them are the same everywhere.
 """
 
+import atexit
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -25,10 +26,10 @@ T = TypeVar("T")
 class Group:
     """All processes of a run. `rank` 0 writes and speaks; every method must be called by all of them."""
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, timeout: timedelta | None = None) -> None:
         self.rank, self.world = rank, world
         # What processes tell each other beside the steps travels apart from the gradients.
-        self.beside: Any = dist.new_group(backend="gloo") if world > 1 else None
+        self.beside: Any = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, without gradient."""
@@ -134,18 +135,17 @@ def join(device: str, minutes: float) -> Group:
     world = launch.world_size()
     if world == 1 or _joined.world > 1:
         return _joined
-    missing = [
-        name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]
+    needed = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
     if missing:
         raise UserError(
             f"WORLD_SIZE is {world} but {', '.join(missing)} is not set; start with torchrun, which sets all of them."
         )
+    timeout = timedelta(minutes=minutes)
     if not dist.is_initialized():
         gpu = device != "cpu" and torch.cuda.is_available()
         if gpu and launch.local_rank() < torch.cuda.device_count():
             torch.cuda.set_device(launch.local_rank())
-        timeout = timedelta(minutes=minutes)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
             store=dist.PrefixStore("moce", store(timeout)),
@@ -153,7 +153,8 @@ def join(device: str, minutes: float) -> Group:
             world_size=world,
             timeout=timeout,
         )
-    _joined = Group(dist.get_rank(), dist.get_world_size())
+    _joined = Group(dist.get_rank(), dist.get_world_size(), timeout)
+    atexit.register(leave)
     return _joined
 
 
