@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from moce import VERBS, __version__, config, presets
-from moce.errors import UserError, did_you_mean, require_there
+from moce.engine import launch
+from moce.errors import ProcessLost, UserError, did_you_mean, require_there
 
 CONFIGS: dict[str, type] = {
     "demo": config.DemoConfig,
@@ -114,6 +115,11 @@ def run(arguments: list[str]) -> None:
     resolved = config.resolve(CONFIGS[verb], options)
     if images := getattr(resolved, "images", None):
         require_there(images)  # at once, and not after the seconds that torch takes to import
+    several = isinstance(resolved, config.Distributed)
+    if launch.world_size() > 1 and not several:
+        raise UserError(f"`moce {verb}` runs in one process; start it without torchrun.")
+    if launch.world_size() == 1 and several and resolved.devices > 1:
+        raise SystemExit(launch.launch(resolved.devices, arguments))
     name = verb.replace("-", "_")
     getattr(import_module(VERBS[name]), name)(resolved)
 
@@ -125,22 +131,40 @@ def terminated(*_: object) -> NoReturn:
 
 def main() -> None:
     """Entry point: turns what went wrong into an exit code."""
-    code = 0
+    code, sentence = 0, ""
+    one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if one_of_several:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in our words
     signal.signal(signal.SIGTERM, terminated)
     try:
         run(sys.argv[1:])
     except UserError as error:
-        print(f"moce: {error}", file=sys.stderr)
-        code = 2
+        code, sentence = 2, f"moce: {error}"
+    except ProcessLost as error:
+        code, sentence = 1, f"moce: {error}"
     except KeyboardInterrupt:
-        print("moce: interrupted; the same command continues.", file=sys.stderr)
-        code = 130
+        code, sentence = 130, "moce: interrupted; the same command continues."
     except BrokenPipeError:
         code = 1
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    if one_of_several:
+        end_one_of_several(code, sentence)
+    if sentence:
+        print(sentence, file=sys.stderr, flush=True)
+    if code == 130:
+        os._exit(code)  # DataLoader workers and pending threads must not turn a clean stop into a traceback
     if code:
-        sys.stderr.flush()
-        # DataLoader workers and pending threads must not turn a clean stop into a traceback.
-        os._exit(code) if code in (130,) else sys.exit(code)
+        sys.exit(code)
+
+
+def end_one_of_several(code: int, sentence: str) -> None:
+    """The end of a process that torchrun started: one of them speaks for all."""
+    from moce.engine import endings, processes
+
+    if code:
+        endings.last_words(code, sentence)
+    processes.leave()
 
 
 if __name__ == "__main__":

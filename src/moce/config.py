@@ -26,6 +26,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from moce.engine import launch
 from moce.errors import UserError, did_you_mean
 
 Size = int | tuple[int, int]
@@ -86,7 +87,19 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Common):
+class Distributed(Common):
+    """Options of everything that several processes can do together."""
+
+    devices: int = speed(
+        1, "processes on this machine, one for each GPU; torchrun starts them on several machines", at_least=1
+    )
+    timeout_minutes: float = speed(
+        10.0, "with several processes: how long one waits for another before it gives up", above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Distributed):
     """Options of everything that trains on pictures."""
 
     preset: str | None = given(
@@ -156,7 +169,7 @@ class PretrainConfig(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(Common):
+class ClusterConfig(Distributed):
     """Cluster pictures into balanced clusters of a dense model's features."""
 
     enc: str = given("run folder of the dense model", positional=True)
@@ -425,6 +438,17 @@ def inherited_preset(options: dict[str, Any]) -> str:
     return "tiny-imagenet"
 
 
+def refuse_devices(config: Any) -> None:
+    """UserError when --devices says something else than how many processes there are."""
+    asked, there = getattr(config, "devices", 1), launch.local_world_size()
+    if asked not in (1, there):
+        raise UserError(
+            f"--devices {asked} is for the command line alone; start a script with torchrun --nproc-per-node {asked}."
+            if there == 1
+            else f"--devices {asked} but torchrun started {there} processes here; leave --devices out."
+        )
+
+
 def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
     """Turn `def stage(config) -> result` into the public function with the options of `config_class` as arguments.
 
@@ -435,13 +459,24 @@ def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., A
         positional = [f.name for f in fields(config_class) if f.metadata["positional"]]
 
         def run(config: Any) -> Any:
+            if not isinstance(config, Distributed) or launch.world_size() == 1:
+                refuse_devices(config)
+                return answered(config, lambda do: do())
+            from moce.engine.processes import group, together
+
+            with together(config) as own:
+                refuse_devices(config)
+                return answered(own, group().once)
+
+        def answered(config: Any, once: Callable[[Callable[[], None]], None]) -> Any:
+            """Run the stage and, if asked for, write what it returns."""
             if config.json is None:
                 return stage(config)
             from moce.engine.files import require_writable, write_json
 
-            require_writable(config.json)
+            once(lambda: require_writable(config.json))
             result = stage(config)
-            write_json(config.json, result)
+            once(lambda: write_json(config.json, result))
             return result
 
         @functools.wraps(stage)

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Input that cannot be used; the message is one sentence for people."""
 
 
+class ProcessLost(RuntimeError):
+    """Another process of the same run is gone; the message is one sentence for people, the exit code 1."""
+
+
 def require_there(uri: str) -> None:
     """UserError where `uri` is a plain path and nothing lies there; needs no library, so it can be asked at once."""
     path = Path(uri).expanduser()

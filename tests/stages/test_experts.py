@@ -1,6 +1,7 @@
 """Training experts: the losses of a batch, the gates' start, and what a run leaves."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from moce.images.loader import Batch
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape, importance_loss
 from moce.model.weights import load_model
+from moce.stages import feed
 from moce.stages.experts import ExpertsObjective, LabelledBatch, fit_gates
 
 SHAPE = AutoencoderShape(
@@ -95,13 +97,14 @@ def test_gates_are_a_group_of_their_own() -> None:
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in model.parameters())
 
 
-def test_one_process_and_two_halves_see_the_same() -> None:
+def test_one_process_and_two_halves_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Crops, masks and gate noise follow the picture, so two halves of a batch add up to the whole."""
     model, dense = experts("cluster")
-    objective = ExpertsObjective(model, dense, config(distill=0.0, flip=True))
+    objective = ExpertsObjective(model, dense, config(distill=0.0, flip=True, batch_size=6))
     whole = batch([0, 1, 2, 3, 4, 5])
     loss, _ = objective(whole)
     halves = []
+    monkeypatch.setattr(feed, "group", lambda: SimpleNamespace(world=2))
     for part in (slice(0, 3), slice(3, 6)):
         pictures = Batch(*(t[part] for t in whole.pictures))
         halves.append(objective(LabelledBatch(pictures, whole.labels_B[part], whole.histogram_K))[0])

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from moce.engine.launch import local_rank, local_world_size, world_size
 from moce.errors import UserError
 
 
@@ -19,7 +21,9 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     keep_freed_memory()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world_size() > 1:
+        return own_gpu()
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -30,7 +34,29 @@ def pick_device(name: str = "auto") -> torch.device:
         )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device cannot be '{name}': choose auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and world_size() > 1:
+        raise UserError(
+            f"--device {name} is one device for {world_size()} processes; give cuda, and each takes its own."
+        )
     return device
+
+
+def own_gpu() -> torch.device:
+    """The GPU of this process, one of several; UserError when there are more processes than GPUs."""
+    there = torch.cuda.device_count()
+    if local_world_size() > there:
+        raise UserError(
+            f"This machine has {there} CUDA devices for {local_world_size()} processes; start one for each, or give "
+            "--device cpu."
+        )
+    return torch.device("cuda", local_rank())
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; on its way to a GPU nobody waits."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @functools.cache
@@ -58,9 +84,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def spare_cores() -> int:
-    """Cores for workers that read pictures: all but one of those that this process may use."""
+    """Cores for workers that read pictures: all but one of those that fall to this process."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(usable - 1, 0)
+    return max(usable // local_world_size() - 1, 0)
 
 
 def num_workers_of(option: int) -> int:

@@ -19,6 +19,7 @@ from moce import __version__
 from moce.config import changed_method_options
 from moce.engine.boards import Boards
 from moce.engine.files import drop_leftovers, read_json, require_space, write_json, write_whole
+from moce.engine.processes import group
 from moce.errors import UserError
 
 CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
@@ -76,7 +77,10 @@ def read_run(path: str | Path, verb: str | tuple[str, ...] | None = None) -> Run
 
 
 class Run:
-    """A run folder that this process works in; use it as a context manager, which holds the lock."""
+    """A run folder that is worked in; use it as a context manager, which holds the lock.
+
+    Of several processes the first one alone holds the lock and writes; what it finds or fails at is known to all.
+    """
 
     def __init__(self, path: Path, verb: str, config: Any, inputs: Mapping[str, str]) -> None:
         self.path, self.verb, self.config, self.inputs = path, verb, config, dict(inputs)
@@ -84,11 +88,8 @@ class Run:
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._boards = Boards(path, getattr(config, "wandb", None))
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run is done; it is then left alone."""
-        return (self.path / RESULT).is_file()
+        self.once = group().once  # do something in the one process that writes, while the others wait
+        self.finished = False  # whether the run was done when it was opened; it is then left alone
 
     def result(self) -> dict[str, Any]:
         """What the finished run returned."""
@@ -104,7 +105,7 @@ class Run:
                 stream.close()
 
     def acquire(self) -> None:
-        """Take the folder's lock; it goes with the process, however that ends."""
+        """Take the folder's lock for this process; it goes with the process, however that ends."""
         self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the run is closed
         # A forked worker holds the lock as well, and may outlive a killed process by seconds.
         os.register_at_fork(after_in_child=self._lock.close)
@@ -118,10 +119,13 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run."""
-        write_json(self.path / name, content)
+        self.once(lambda: write_json(self.path / name, content))
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and draw it."""
+        self.once(lambda: self._append(line))
+
+    def _append(self, line: dict[str, Any]) -> None:
         if self._metrics is None:
             self._metrics = open(self.path / METRICS, "a", encoding="utf-8")  # noqa: SIM115
         self._metrics.write(json.dumps(line) + "\n")
@@ -130,6 +134,9 @@ class Run:
 
     def keep_metrics_before(self, step: int) -> None:
         """Drop lines of steps that a continued run computes again (the process died after its last checkpoint)."""
+        self.once(lambda: self._keep_before(step))
+
+    def _keep_before(self, step: int) -> None:
         self._boards.start(after=step)
         path = self.path / METRICS
         if not path.is_file():
@@ -145,9 +152,14 @@ class Run:
             temporary.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Mark the run as finished with what it returns."""
-        self.write_json(RESULT, result)
-        return result
+        """Mark the run as finished with what it returns: what the process that writes gives."""
+
+        def write() -> dict[str, Any]:
+            write_json(self.path / RESULT, result)
+            return result
+
+        self.finished = True
+        return self.once(write)
 
 
 def open_run(
@@ -157,14 +169,21 @@ def open_run(
     inputs: Mapping[str, str] | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Create or continue the run folder `out` of a verb, and lock it.
+    """Create or continue the run folder `out` of a verb, and lock it; by the first of several processes for all.
 
     With `beside`, config.json belongs to somebody else (timm) and our part goes under its key "moce".
 
     Raises UserError when the folder holds something else, another process works in it, a method option or an input
     differs from the run that lies there, or the disk is full.
     """
-    path, inputs = Path(out), dict(inputs or {})
+    run = Run(Path(out), verb, config, inputs or {})
+    run.finished = run.once(lambda: _open(run, beside))
+    return run
+
+
+def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
+    """Make the folder of a run ready for this process; whether the run is finished."""
+    path, verb, config, inputs = run.path, run.verb, run.config, run.inputs
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file; name a folder.")
     own = (LOCK, ".part")  # what a run that was killed right at its start may leave
@@ -181,7 +200,6 @@ def open_run(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "
                 "repeat the earlier options, choose another --out, or give --overwrite."
             )
-    run = Run(path, verb, config, inputs)
     try:
         path.mkdir(parents=True, exist_ok=True)
         run.acquire()
@@ -197,7 +215,7 @@ def open_run(
     if earlier is None or config.overwrite:
         described = describe(verb, config, inputs)
         write_json(path / CONFIG, {**beside, "moce": described} if beside is not None else described)
-    return run
+    return (path / RESULT).is_file()
 
 
 def describe(verb: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:

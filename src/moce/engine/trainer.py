@@ -2,12 +2,16 @@
 
 The loop knows nothing about what is trained: an objective is a module whose `forward(batch)` gives a loss and tensors
 to log, and whose `trained` sub-module is what checkpoints hold. Everything random comes with the batch's indices.
+
+With several processes each sees its slice of every batch. An objective gives loss and log so that the mean over
+processes is that of the whole batch; DDP takes that mean of the gradients. Process 0 alone writes.
 """
 
+import functools
+import inspect
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +23,9 @@ from torch import Tensor, nn
 from moce.config import Training
 from moce.engine.checkpoint import checkpoints, restore_checkpoint, save_checkpoint
 from moce.engine.devices import multiplies_in_bf16, peak_flops, peak_rss_bytes, pick_device
+from moce.engine.endings import Interruption, leave_by
+from moce.engine.launch import local_world_size
+from moce.engine.processes import Group, group
 from moce.engine.progress import say, track
 from moce.engine.runs import Run
 from moce.errors import UserError
@@ -63,35 +70,6 @@ class Plan:
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class Interruption:
-    """Notes SIGTERM and Ctrl-C, so that a checkpoint is written before the process ends."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: the caller decides
-                continue
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        self.signal = number
-
-    def leave(self) -> None:
-        """End as the signal asked."""
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + int(signal.SIGTERM))
-
-
 def without_decay(name: str) -> bool:
     """Whether weight decay stays away from a parameter, by its name: biases, norms, cls, positions, gates."""
     parts = name.replace("_", ".").split(".")
@@ -112,6 +90,44 @@ def parameter_groups(module: nn.Module, peak_lr: float, weight_decay: float) -> 
     ]
 
 
+def fabric_of(device: torch.device, bf16: bool, processes: Group) -> Any:
+    """Fabric for one process, or for one of several that share their gradients (DDP)."""
+    from lightning_fabric import Fabric  # seconds to import, and bad input should be answered before
+    from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    class PlainDDP(DDPStrategy):
+        """DDP that leaves a batch where it is: indices stay on the CPU, where randomness is computed from them."""
+
+        def _determine_ddp_device_ids(self) -> None:
+            return None
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says its precision itself
+    settings: dict[str, Any] = {
+        "accelerator": device.type,
+        "devices": [device.index or 0] if device.type == "cuda" else 1,
+        "precision": "bf16-mixed" if bf16 else "32-true",
+        "plugins": [LightningEnvironment()],
+    }
+    if processes.world > 1:
+        # Every parameter gets a gradient in every step, an expert without pictures zeros: nothing is searched for.
+        # Buffers are constants; older torch has another name for leaving them alone.
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {
+            "find_unused_parameters": False,
+            "gradient_as_bucket_view": True,
+            buffers: False,
+        }
+        ddp = PlainDDP(**options)
+        here = local_world_size()
+        settings |= {"strategy": ddp, "devices": here, "num_nodes": processes.world // here}
+        settings |= {"plugins": [TorchElasticEnvironment()]}
+    fabric = Fabric(**settings)
+    fabric.launch()
+    return fabric
+
+
 def train(
     run: Run,
     objective: Any,
@@ -125,49 +141,41 @@ def train(
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
     the run's result. Raises UserError when the loss is not finite; the last good checkpoint stays.
     """
-    from lightning_fabric import Fabric  # seconds to import, and bad input should be answered before
-
+    processes = group()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
-    devices = [device.index or 0] if device.type == "cuda" else 1
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says its precision itself
-    fabric = Fabric(accelerator=device.type, devices=devices, precision="bf16-mixed" if bf16 else "32-true")
+    fabric = fabric_of(device, bf16, processes)
     objective.to(device)
     groups = objective.parameter_groups(config)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
     step, spent, spent_cpu = 0, 0.0, 0.0
     sums: dict[str, Tensor] = {}
-    if saved := checkpoints(run.path):
+    if saved := run.once(lambda: checkpoints(run.path)):
         sums, about = restore_checkpoint(saved[-1], objective.trained, optimizer)
         step, spent, spent_cpu = about["step"], about["seconds"], about["cpu_seconds"]
         sums = {n: t.to(device) for n, t in sums.items()}
         say(f"{what} continues after step {step:,} of {plan.num_steps:,}", config.quiet)
     run.keep_metrics_before(step)
     module, optimizer = fabric.setup(objective, optimizer)
-    peak = peak_flops(device.type, bf16)
+    peak = peak_flops(device.type, bf16) * processes.world
     flops = objective.flops_per_image()
     started = line_started = saved_at = time.monotonic()
     started_cpu = time.process_time()
     line_first = step
 
     def costs() -> dict[str, float]:
-        wall, cpu = time.monotonic() - started, time.process_time() - started_cpu
-        return {"seconds": spent + wall, "cpu_seconds": spent_cpu + cpu}
-
-    def save() -> None:
-        nonlocal saved_at
-        save_checkpoint(run.path, step, objective.trained, optimizer.optimizer, sums, costs())
-        saved_at = time.monotonic()
+        cpu = processes.sum(torch.tensor(time.process_time() - started_cpu, dtype=torch.float64))
+        return {"seconds": spent + time.monotonic() - started, "cpu_seconds": spent_cpu + cpu.item()}
 
     images = plan.num_steps * plan.batch_size
     with (
-        Interruption() as interruption,
+        Interruption(processes) as interruption,
         track(images, what, done=step * plan.batch_size, quiet=config.quiet) as bar,
     ):
-        stream = batches(step, fabric.global_rank, fabric.world_size) if step < plan.num_steps else iter(())
+        stream = batches(step, processes.rank, processes.world) if step < plan.num_steps else iter(())
         for batch in stream:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * plan.lr_factor(step)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = parameters["peak_lr"] * plan.lr_factor(step)
             loss, logs = module(batch)
             fabric.backward(loss)
             optimizer.step()
@@ -177,12 +185,14 @@ def train(
                 sums[name] = sums[name] + value if name in sums else value
             step += 1
             bar.advance(plan.batch_size)
-            due = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
-            due |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
-            due |= interruption.signal is not None
-            if step % config.log_steps == 0 or step == plan.num_steps or due:
+            last, line_is_due = step == plan.num_steps, step % config.log_steps == 0 or step == plan.num_steps
+            late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+            signal, save = interruption.agree(late, at_once=last)
+            save |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
+            if line_is_due or save or signal:
+                sums = processes.averages(sums)
                 require_finite(sums, objective.trained, step, run)
-            if step % config.log_steps == 0 or step == plan.num_steps:
+            if line_is_due:
                 now = time.monotonic()
                 speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
                 line = {"step": step, "epoch": step * plan.batch_size / plan.num_images}
@@ -198,12 +208,12 @@ def train(
                     say(warning, config.quiet)
                 bar.note = f"loss {line['loss']:.4f}"
                 sums, line_started, line_first = {}, now, step
-            if due and (step < plan.num_steps or interruption.signal is not None):
-                save()
-            if interruption.signal is not None:
-                if not due:  # the signal came after the check above
-                    save()
-                interruption.leave()
+            if signal or (save and not last):
+                state = (step, objective.trained, optimizer.optimizer, sums, costs())
+                run.once(functools.partial(save_checkpoint, run.path, *state))
+                saved_at = time.monotonic()
+            if signal:
+                leave_by(signal)
     cost = costs()
     return {
         "steps": plan.num_steps,
@@ -212,6 +222,7 @@ def train(
         "images_per_second": images / max(cost["seconds"], 1e-9),
         "precision": "bf16" if bf16 else "fp32",
         "device": str(device),
+        "processes": processes.world,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "cores": os.cpu_count(),
         "peak_rss_bytes": peak_rss_bytes(),

@@ -266,13 +266,19 @@ def imbalance_loss(
     return -(variation * weight_N).sum() / weight_N.sum()
 
 
+def expected_choices(
+    logits_NE: Float[Tensor, "rows experts"], noisy_NE: Float[Tensor, "rows experts"], top_k: int, std: float
+) -> Float[Tensor, "rows experts"]:
+    """Probability that each expert would be chosen under a fresh draw of its own noise (V-MoE, load loss)."""
+    threshold = noisy_NE.topk(top_k, dim=1).values[:, -1:]
+    return 1 - torch.special.ndtr((threshold - logits_NE) / std)
+
+
 def load_loss(
     logits_NE: Float[Tensor, "rows experts"], noisy_NE: Float[Tensor, "rows experts"], top_k: int, std: float
 ) -> Float[Tensor, ""]:
-    """Balance of the expected number of rows per expert under a fresh draw of its noise (V-MoE, load loss)."""
-    threshold = noisy_NE.topk(top_k, dim=1).values[:, -1:]
-    chosen = 1 - torch.special.ndtr((threshold - logits_NE) / std)
-    return squared_variation(chosen.mean(dim=0))
+    """Balance of the expected number of rows per expert (V-MoE, load loss)."""
+    return squared_variation(expected_choices(logits_NE, noisy_NE, top_k, std).sum(dim=0))
 
 
 # The model

@@ -13,6 +13,9 @@ How this differs from the textbook:
   coordinate ascent on a concave function of the K numbers v, so after its first pass damped Newton steps on the
   same function take over: the same potentials after about ten passes, from round to round after three.
 
+Pictures may be spread over several processes (`processes`): each holds its features, in the order of the ranks, and
+what is summed over pictures is summed over processes too, so all of them have the same centroids and potentials.
+
 Everything here is a pure function of its arguments. Features may be a memory-mapped float16 or float32 tensor on the
 CPU; the arithmetic runs where the centroids are.
 """
@@ -24,6 +27,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+from moce.engine.processes import ALONE, Group
 
 CHUNK_ELEMENTS = 1 << 22
 """Numbers of a chunk of features or scores on the CPU (16 MiB in float32); a GPU takes 16 times as many."""
@@ -69,18 +74,22 @@ def normalised(vectors: Float[Tensor, "... width"]) -> Float[Tensor, "... width"
 
 
 def spread_out_centroids(
-    features: Float[Tensor, "images width"], num_clusters: int, generator: torch.Generator
+    features: Float[Tensor, "images width"],
+    num_clusters: int,
+    generator: torch.Generator,
+    processes: Group = ALONE,
 ) -> Float[Tensor, "clusters width"]:
     """k-means++: every further centroid is a picture drawn with probability proportional to 1 - its best cosine.
 
     On the unit sphere that is half the squared distance. Drawn from at most 256 pictures per cluster, since K passes
-    over a million pictures would cost more than the k-means that follows.
+    over a million pictures would cost more than the k-means that follows. These few are what every process sees.
     """
-    num_images = len(features)
-    candidates = features
+    _, num_images = processes.span(len(features))
     if num_images > 256 * num_clusters:
         chosen = torch.randperm(num_images, generator=generator)[: 256 * num_clusters].sort().values
-        candidates = features[chosen.to(features.device)]
+        candidates = processes.take(features, chosen)
+    else:
+        candidates = processes.gather(features)
     candidates = candidates.to(device="cpu", dtype=torch.float32)
     draws = torch.rand(num_clusters, generator=generator, dtype=torch.float64)
     picked = [int(draws[0] * len(candidates))]
@@ -108,6 +117,7 @@ def spherical_kmeans(
     device: torch.device | None = None,
     rows: int | None = None,
     tick: Callable[[], None] = lambda: None,
+    processes: Group = ALONE,
 ) -> Float[Tensor, "clusters width"]:
     """Unit centroids that maximise the mean cosine of pictures to their nearest one; sizes are whatever they become.
 
@@ -116,7 +126,9 @@ def spherical_kmeans(
     """
     device = device or features.device
     rows = rows or chunk_rows(num_clusters, features.shape[1], device)
-    centroids = spread_out_centroids(features, num_clusters, torch.Generator().manual_seed(seed)).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    centroids = spread_out_centroids(features, num_clusters, generator, processes).to(device)
+    _, num_images = processes.span(len(features))
     previous = -math.inf
     for _ in range(iterations):
         sums = torch.zeros(centroids.shape, device=device, dtype=torch.float64)
@@ -126,17 +138,26 @@ def spherical_kmeans(
             best[here], labels = (chunk @ centroids.T).max(dim=1)
             sums += torch.zeros_like(centroids).index_add_(0, labels, chunk)
             sizes += torch.bincount(labels, minlength=num_clusters)
-        centroids = normalised(sums).float()
-        empty = (sizes == 0).nonzero().flatten()
+        centroids = normalised(processes.sum(sums)).float()
+        empty = (processes.sum(sizes) == 0).nonzero().flatten()
         if len(empty):
-            worst = best.topk(len(empty), largest=False).indices.to(features.device)
-            centroids[empty] = features[worst].to(device=device, dtype=torch.float32)
+            centroids[empty] = worst_fitting(features, best, len(empty), processes).to(device)
         tick()
-        mean_cosine = float(best.double().mean())
+        mean_cosine = float(processes.sum(best.double().sum())) / num_images
         if not len(empty) and mean_cosine - previous < 1e-5:
             break
         previous = mean_cosine
     return centroids
+
+
+def worst_fitting(
+    features: Float[Tensor, "images width"], cosines: Float[Tensor, "images"], count: int, processes: Group
+) -> Float[Tensor, "count width"]:
+    """The features of the `count` pictures with the smallest cosines, of all processes."""
+    own = cosines.topk(min(count, len(cosines)), largest=False)
+    cosine = processes.gather(own.values)
+    feature = processes.gather(features[own.indices.to(features.device)].float())
+    return feature[cosine.topk(count, largest=False).indices.to(feature.device)]
 
 
 def sinkhorn(
@@ -148,6 +169,7 @@ def sinkhorn(
     rows: int | None = None,
     newton_after: int = 1,
     max_passes: int = 500,
+    processes: Group = ALONE,
 ) -> Plan:
     """The column potentials of the plan, from the given ones on, until every column holds 1/K up to `tolerance`.
 
@@ -157,9 +179,11 @@ def sinkhorn(
     num_clusters = len(centroids)
     rows = rows or chunk_rows(len(centroids), centroids.shape[1], centroids.device)
     scaled = (centroids / eps).T.contiguous()
+    _, num_images = processes.span(len(features))
     potentials = potentials.double() - potentials.double().mean()
     for number in range(1, max_passes + 1):
-        mass, overlap = _columns(features, scaled, potentials.float(), rows)
+        sums = processes.sum(_columns(features, scaled, potentials.float(), rows)) / num_images
+        mass, overlap = sums[0], sums[1:]
         load = mass * num_clusters  # 1 where the column is right
         error = float((load - 1).abs().max())
         if error < tolerance or number == max_passes:
@@ -179,8 +203,8 @@ def _columns(
     scaled: Float[Tensor, "width clusters"],
     potentials: Float[Tensor, "clusters"],
     rows: int,
-) -> tuple[Float64[Tensor, "clusters"], Float64[Tensor, "clusters clusters"]]:
-    """(mass of every column of the plan, mean product of two columns' shares of a picture)."""
+) -> Float64[Tensor, "1+clusters clusters"]:
+    """The mass of every column of the plan, and below it the products of two columns' shares, summed over pictures."""
     num_clusters = len(potentials)
     mass = torch.zeros(num_clusters, device=scaled.device, dtype=torch.float64)
     overlap = torch.zeros(num_clusters, num_clusters, device=scaled.device, dtype=torch.float64)
@@ -188,7 +212,7 @@ def _columns(
         shares = torch.addmm(potentials, chunk, scaled).softmax(dim=1)
         mass += shares.sum(dim=0, dtype=torch.float64)
         overlap += shares.T @ shares
-    return mass / len(features), overlap / len(features)
+    return torch.cat([mass[None], overlap])
 
 
 def _newton_step(
@@ -217,6 +241,7 @@ def plan_centroids(
     potentials: Float[Tensor, "clusters"],
     eps: float,
     rows: int | None = None,
+    processes: Group = ALONE,
 ) -> Float[Tensor, "clusters width"]:
     """The normalised means of the pictures, weighted by the plan's columns."""
     rows = rows or chunk_rows(len(centroids), centroids.shape[1], centroids.device)
@@ -225,7 +250,7 @@ def plan_centroids(
     sums = torch.zeros(centroids.shape, device=centroids.device, dtype=torch.float64)
     for _, chunk in chunks_of(features, rows, centroids.device):
         sums += torch.addmm(offset, chunk, scaled).softmax(dim=1).T @ chunk
-    return normalised(sums).float()
+    return normalised(processes.sum(sums)).float()
 
 
 def balanced_clusters(
@@ -240,26 +265,30 @@ def balanced_clusters(
     device: torch.device | None = None,
     rows: int | None = None,
     tick: Callable[[], None] = lambda: None,
+    processes: Group = ALONE,
 ) -> Clustering:
     """Centroids and column potentials of `num_clusters` balanced clusters of unit feature vectors.
 
-    features: n unit vectors, float16 or float32, possibly memory-mapped. `rounds` rounds of plan and centroids, fewer
-    when no centroid moves by more than `settled` (1 - cosine). Needs num_clusters <= n. `tick` is called after every
-    k-means step and every round. Memory beyond the features: a few chunks and one number per picture.
+    features: n unit vectors, of all processes together, float16 or float32, possibly memory-mapped. `rounds` rounds of
+    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine). Needs num_clusters <= n.
+    `tick` is called after every k-means step and every round. Memory beyond the features: a few chunks and one number
+    per picture.
     """
-    assert 1 <= num_clusters <= len(features) and eps > 0 and rounds >= 1
+    assert 1 <= num_clusters <= processes.span(len(features))[1] and eps > 0 and rounds >= 1
     device = device or features.device
-    centroids = spherical_kmeans(features, num_clusters, seed, kmeans_iterations, device, rows, tick)
+    centroids = spherical_kmeans(
+        features, num_clusters, seed, kmeans_iterations, device, rows, tick, processes
+    )
     potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
     passes = 0
     for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
-        plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows)
-        moved = plan_centroids(features, centroids, plan.potentials, eps, rows)
+        plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
+        moved = plan_centroids(features, centroids, plan.potentials, eps, rows, processes)
         shift = float((1 - (moved * centroids).sum(dim=1)).max())
         centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
         tick()
         if shift < settled:
             break
     # The potentials have to belong to the final centroids.
-    plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows)
+    plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
     return Clustering(centroids, plan.potentials, plan.marginal_error, number, passes + plan.passes, shift)

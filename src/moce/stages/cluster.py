@@ -20,6 +20,7 @@ from torch import Tensor
 from moce.config import ClusterConfig, verb
 from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
+from moce.engine.processes import group
 from moce.engine.progress import say, track
 from moce.engine.runs import Run, open_run, read_run
 from moce.errors import UserError
@@ -38,12 +39,12 @@ CLUSTERS_FILE = "clusters.safetensors"
 
 
 class Found(NamedTuple):
-    """Clusters of embedded features."""
+    """Clusters of embedded features; labels of the pictures of all processes."""
 
     centroids: Float[Tensor, "clusters width"]
     potentials: Float[Tensor, "clusters"]
-    labels: Int64[Tensor, "images"]
-    argmax_labels: Int64[Tensor, "images"]
+    labels: Int64[Tensor, "all"]
+    argmax_labels: Int64[Tensor, "all"]
     marginal_error: float
     rounds: int
     passes: int
@@ -55,7 +56,11 @@ def find_clusters(
     device: torch.device,
     tick: Callable[[], None] = lambda: None,
 ) -> Found:
-    """Balanced clusters of embedded features, and one label per picture as `config.rounding` says."""
+    """Balanced clusters of embedded features, and one label per picture as `config.rounding` says.
+
+    `embedded` are the pictures of this process; what comes out is of all.
+    """
+    processes = group()
     fits = device.type == "cuda" and embedded.nbytes < torch.cuda.mem_get_info(device)[0] / 2
     solved = balanced_clusters(
         embedded.to(device) if fits else embedded,
@@ -67,16 +72,19 @@ def find_clusters(
         config.tolerance,
         device=device,
         tick=tick,
+        processes=processes,
     )
     # Labels come from exactly the numbers that the assigner's file will hold.
     centroids, potentials = solved.centroids.cpu(), solved.potentials.float().cpu()
     scores = partial(adjusted_scores, centroids=centroids, potentials=potentials, eps=config.eps)
     rows = chunk_rows(len(centroids), centroids.shape[1], embedded.device)
-    argmax_labels, regrets = best_and_regret(embedded, scores, rows)
-    labels = argmax_labels
+    labels, regrets = (processes.gather(own) for own in best_and_regret(embedded, scores, rows))
+    argmax_labels = labels
     if config.rounding == "capacity":
-        capacity = -(-len(embedded) // config.num_clusters)
-        labels = capacity_labels(embedded, scores, labels, regrets, config.num_clusters, capacity, rows)
+        capacity = -(-len(labels) // config.num_clusters)
+        labels = capacity_labels(
+            embedded, scores, labels, regrets, config.num_clusters, capacity, rows, processes
+        )
     return Found(
         centroids, potentials, labels, argmax_labels, solved.marginal_error, solved.rounds, solved.passes
     )
@@ -109,10 +117,10 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
         seconds = {"features": time.monotonic() - started}
 
         with track(config.kmeans_iterations + config.rounds, "clusters", "rounds", config.quiet) as progress:
-            mean = embed_in_place(looked.features)
+            mean = embed_in_place(looked.features, processes=group())
             found = find_clusters(looked.features, config, device, progress.advance)
         seconds["clusters"] = time.monotonic() - started - seconds["features"]
-        fit = cosines(looked.features, found.centroids, found.argmax_labels)
+        fit = fit_of_all(looked.features, found.centroids, found.argmax_labels)
         assigner = Assigner(
             encoder=model,
             centroids=found.centroids,
@@ -127,8 +135,8 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
             cosine_quantiles=quantiles(fit),
             sizes=found.labels.bincount(minlength=config.num_clusters),
         )
-        assigner.save(run.path / CLUSTERS_FILE)
-        write_labels(run, source, looked, found, assigner, config)
+        run.once(lambda: assigner.save(run.path / CLUSTERS_FILE))
+        write_labels(run, source, looked, found, assigner.image_size, config)
         summary = {
             **balance_of(len(source), found, config),
             **agreement_of(source, looked, found, config, device),
@@ -153,26 +161,39 @@ def refuse_too_few(num_images: int, config: ClusterConfig) -> None:
         )
 
 
+def fit_of_all(
+    embedded: Float[Tensor, "images width"],
+    centroids: Float[Tensor, "clusters width"],
+    labels: Int64[Tensor, "all"],
+) -> Float[Tensor, "all"]:
+    """Cosine of every picture of all processes to the centroid of its label."""
+    first, _ = group().span(len(embedded))
+    return group().gather(cosines(embedded, centroids, labels[first : first + len(embedded)]))
+
+
 def write_labels(
-    run: Run, source: Source, looked: Features, found: Found, assigner: Assigner, config: ClusterConfig
+    run: Run,
+    source: Source,
+    looked: Features,
+    found: Found,
+    image_size: tuple[int, int],
+    config: ClusterConfig,
 ) -> None:
     """labels.npy by the picture's index (-1 where it cannot be read), unreadable.txt, and the thumbs."""
     labels = np.full(len(source), -1, dtype=np.int64)
     labels[looked.indices.numpy()] = found.labels.numpy()
-    with write_whole(run.path / "labels.npy") as path, open(path, "wb") as file:
-        np.save(file, labels)
-    list_unreadable(run.path, source, np.flatnonzero(labels < 0).tolist(), config.quiet)
-    fit = assigner.cosines(looked.features, found.labels)
+    fit = fit_of_all(looked.features, found.centroids, found.labels)
     chosen = choose_members(found.labels, fit, config.num_clusters, config.seed)
-    write_thumbs(
-        run.path / "thumbs",
-        source,
-        chosen,
-        looked.indices,
-        looked.features,
-        assigner.image_size,
-        num_workers_of(config.num_workers),
-    )
+    features = group().take(looked.features, chosen.clamp_min(0))
+
+    def write() -> None:
+        with write_whole(run.path / "labels.npy") as path, open(path, "wb") as file:
+            np.save(file, labels)
+        list_unreadable(run.path, source, np.flatnonzero(labels < 0).tolist(), config.quiet)
+        workers = num_workers_of(config.num_workers)
+        write_thumbs(run.path / "thumbs", source, chosen, looked.indices, features, image_size, workers)
+
+    run.once(write)
 
 
 def balance_of(num_images: int, found: Found, config: ClusterConfig) -> dict[str, Any]:
@@ -203,7 +224,7 @@ def agreement_of(
         return dict.fromkeys(("nmi", "purity", "nmi_raw", "purity_raw"))
     steps = config.kmeans_iterations + config.rounds
     with track(steps, "clusters of raw pixels", "rounds", config.quiet) as progress:
-        embed_in_place(looked.raw)
+        embed_in_place(looked.raw, processes=group())
         raw = find_clusters(looked.raw, config, device, progress.advance)
     classes = source.labels[looked.indices.numpy()]
     return {

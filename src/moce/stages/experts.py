@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moce.config import ExpertsConfig, Training, verb
-from moce.engine.devices import num_workers_of, pick_device
+from moce.engine.devices import moved, num_workers_of, pick_device
 from moce.engine.files import sha256_of, write_whole
+from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.randomness import normal
 from moce.engine.runs import Run, open_run, read_run
@@ -38,12 +39,13 @@ from moce.model.experts import (
     ExpertAutoencoder,
     ExpertShape,
     TokenRouter,
+    expected_choices,
     imbalance_loss,
     importance_loss,
-    load_loss,
+    squared_variation,
 )
 from moce.model.weights import fingerprint, load_model, save_model
-from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared
+from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared, share
 from moce.stages.patches import PATCHES_FILE, write_patches
 
 METHODS = {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*"}
@@ -58,6 +60,14 @@ class LabelledBatch(NamedTuple):
     pictures: Batch
     labels_B: Int64[Tensor, " images"]
     histogram_K: Float[Tensor, " clusters"]
+
+
+class GateLosses(NamedTuple):
+    """What the gates add to the loss; what is logged, of the whole batch and as means over the pictures here."""
+
+    added: Float[Tensor, ""]
+    of_batch: dict[str, Tensor]
+    of_images: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,17 +109,20 @@ class ExpertsObjective(nn.Module):
         noise = mask_noise(batch.pictures, self.config.seed, self.trained.shape.num_patches, device)
         router = self._router(batch, device)
         output = self.trained(images, noise, router)
-        loss, logs = output.loss, {"reconstruction": output.loss}
+        # Means over pictures count by the share of the batch that is here; a gate's losses are of the whole batch.
+        part = share(len(images), self.config)
+        logs = {"reconstruction": output.loss * part}
+        loss = logs["reconstruction"]
         if self.teacher is not None:
-            distance = self._distance(images, output.visible, output.latent)
-            loss, logs["distill"] = loss + self.config.distill * distance, distance
+            logs["distill"] = self._distance(images, output.visible, output.latent) * part
+            loss = loss + self.config.distill * logs["distill"]
         if isinstance(router, ClusterRouter):
-            added, seen = self._cluster_gate(router, batch.histogram_K.to(device))
-            loss, logs = loss + added, {**logs, **seen}
+            added, of_batch, of_images = self._cluster_gate(router, moved(batch.histogram_K, device))
         elif isinstance(router, TokenRouter):
-            added, seen = self._token_gate(router)
-            loss, logs = loss + added, {**logs, **seen}
-        return loss, logs
+            added, of_batch, of_images = self._token_gate(router)
+        else:
+            return loss, logs
+        return loss + added, {**logs, **of_batch, **{n: value * part for n, value in of_images.items()}}
 
     def _router(self, batch: LabelledBatch, device: torch.device) -> ClusterRouter | TokenRouter | None:
         if not isinstance(self.trained, ExpertAutoencoder):
@@ -117,12 +130,11 @@ class ExpertsObjective(nn.Module):
         shape, pictures = self.trained.expert_shape, batch.pictures
         layers, experts, images = len(shape.layers), shape.num_experts, len(pictures.indices)
         tokens = 1 if shape.gate == "cluster" else self.trained.shape.num_visible + 1
-        draw = normal(
-            self.config.seed, "gate", pictures.epochs, pictures.indices, layers * tokens * experts
-        ).to(device)
+        draw = normal(self.config.seed, "gate", pictures.epochs, pictures.indices, layers * tokens * experts)
+        draw = moved(draw, device)
         if shape.gate == "cluster":
             return self.trained.router(
-                batch.labels_B.to(device), draw.reshape(images, layers, experts).transpose(0, 1)
+                moved(batch.labels_B, device), draw.reshape(images, layers, experts).transpose(0, 1)
             )
         return self.trained.router(noise=draw.reshape(images, layers, tokens, experts).transpose(0, 1))
 
@@ -136,36 +148,38 @@ class ExpertsObjective(nn.Module):
             F.layer_norm(latent[:, 1:].float(), width), F.layer_norm(wanted[:, 1:].float(), width)
         )
 
-    def _cluster_gate(self, router: ClusterRouter, histogram_K: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _cluster_gate(self, router: ClusterRouter, histogram_K: Tensor) -> GateLosses:
         """Balance and imbalance from K rows and the global histogram; statistics per layer."""
         balances, imbalances = [], []
         logs: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
             gates_KE = router.logits_LKE[i].softmax(dim=1)
             balances.append(importance_loss(gates_KE, histogram_K))
             imbalances.append(imbalance_loss(gates_KE, histogram_K))
             clean_B = gates_KE[router.labels_B]
-            logs |= self._watch(layer, router.choices[layer].expert_NC[:, 0], clean_B, clean_B.shape[1])
+            seen |= self._watch(layer, router.choices[layer].expert_NC[:, 0], clean_B, clean_B.shape[1])
             logs |= {f"{layer}.balance": balances[-1], f"{layer}.imbalance": imbalances[-1]}
         balance, imbalance = torch.stack(balances).mean(), torch.stack(imbalances).mean()
         added = self.config.balance * balance + self.config.imbalance * imbalance
-        return added, {"balance": balance, "imbalance": imbalance, **logs}
+        return GateLosses(added, {"balance": balance, "imbalance": imbalance, **logs}, seen)
 
-    def _token_gate(self, router: TokenRouter) -> tuple[Tensor, dict[str, Tensor]]:
-        """Importance and load, half the weight each; statistics per layer."""
+    def _token_gate(self, router: TokenRouter) -> GateLosses:
+        """Importance and load of the whole batch, half the weight each; statistics per layer."""
         shape = router.gate.shape
-        balances = []
-        logs: dict[str, Tensor] = {}
+        std = max(shape.noise / shape.num_experts, 1e-6)
+        sums: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
         for layer in self.layers:
             gates_NE = router.logits[layer].softmax(dim=1)
-            std = max(shape.noise / shape.num_experts, 1e-6)
-            importance = importance_loss(gates_NE)
-            load = load_loss(router.logits[layer], router.noisy[layer], shape.top_k, std)
-            balances.append((importance + load) / 2)
-            logs |= self._watch(layer, router.choices[layer].expert_NC[:, 0], gates_NE, shape.num_experts)
-            logs |= {f"{layer}.balance": balances[-1], f"{layer}.imbalance": imbalance_loss(gates_NE)}
-        balance = torch.stack(balances).mean()
-        return self.config.balance * balance, {"balance": balance, **logs}
+            expected_NE = expected_choices(router.logits[layer], router.noisy[layer], shape.top_k, std)
+            sums += [gates_NE.sum(dim=0), expected_NE.sum(dim=0)]
+            seen |= self._watch(layer, router.choices[layer].expert_NC[:, 0], gates_NE, shape.num_experts)
+            seen[f"{layer}.imbalance"] = imbalance_loss(gates_NE)
+        variation = squared_variation(group().total(torch.stack(sums)))
+        balances = variation.view(len(self.layers), 2).mean(dim=1)
+        logs = {f"{layer}.balance": own for layer, own in zip(self.layers, balances, strict=True)}
+        return GateLosses(self.config.balance * balances.mean(), {"balance": balances.mean(), **logs}, seen)
 
     @staticmethod
     def _watch(layer: int, expert_N: Tensor, gates_NE: Tensor, num_experts: int) -> dict[str, Tensor]:
@@ -361,8 +375,11 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         "dense model": fingerprint(dense),
         "clusters": sha256_of(clusters.labels.numpy().tobytes()),
     }
-    if config.gate == "none" and config.imbalance and not config.quiet:
-        say("gate none trains no experts: --layers, --num-experts, --balance and --imbalance are not used")
+    if config.gate == "none" and config.imbalance:
+        say(
+            "gate none trains no experts: --layers, --num-experts, --balance and --imbalance are not used",
+            config.quiet,
+        )
     elif config.gate == "token":
         say("a token gate has no imbalance loss: --imbalance and --gate-start are not used", config.quiet)
     with open_run(config.out, "train-experts", config, inputs) as run:
@@ -381,22 +398,24 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
             "images": inputs["images"],
             "dense": inputs["dense model"],
         }
-        leave_clusters(run, clusters)
+        run.once(lambda: leave_clusters(run, clusters))
         if isinstance(model, ExpertAutoencoder) and config.gate == "cluster":
             run.write_json("routing.json", routing_table(model))
         if isinstance(model, ExpertAutoencoder):
+            say("looking at what the gates follow", config.quiet)
             look = (clusters.labels, about, clusters.assigner.crop_pct, config.seed)
-            workers = num_workers_of(config.num_workers)
-            write_patches(run.path / PATCHES_FILE, model, source, *look, num_workers=workers)
-        save_model(run.path / "model.safetensors", model, {**about, "seed": config.seed})
-        list_unreadable(run.path, source, feed.unreadable, config.quiet)
+            patches, workers = run.path / PATCHES_FILE, num_workers_of(config.num_workers)
+            run.once(lambda: write_patches(patches, model, source, *look, num_workers=workers))
+        unreadable = group().union(feed.unreadable)
+        run.once(lambda: save_model(run.path / "model.safetensors", model, {**about, "seed": config.seed}))
+        run.once(lambda: list_unreadable(run.path, source, unreadable, config.quiet))
         return run.finish(
             {
                 "verb": "train-experts",
                 "method": method,
                 "out": str(run.path),
                 "num_images": len(source),
-                "unreadable": len(feed.unreadable),
+                "unreadable": len(unreadable),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "active_parameters": sum(p.numel() for p in dense.parameters()),
                 "flops_per_image": model.flops_per_image(),

@@ -1,4 +1,7 @@
-"""Features of every picture of a source: one pass of a frozen model over central crops, nothing masked."""
+"""Features of every picture of a source: one pass of a frozen model over central crops, nothing masked.
+
+Several processes take a contiguous part of the pictures each, and its features stay with them.
+"""
 
 import tempfile
 from pathlib import Path
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 from moce.config import ClusterConfig
 from moce.engine.devices import num_workers_of
 from moce.engine.files import require_space
+from moce.engine.processes import ALONE, Group, group
 from moce.engine.progress import track
 from moce.images.loader import centred_batches
 from moce.images.sources import Source
@@ -25,9 +29,9 @@ ON_DISK_FROM = 2**30  # bytes
 
 
 class Features(NamedTuple):
-    """All readable pictures, in the order of their indices."""
+    """The readable pictures in the order of their indices: `indices` of all, features of this process's part."""
 
-    indices: Int64[Tensor, "images"]
+    indices: Int64[Tensor, "all"]
     features: Float[Tensor, "images width"]
     raw: (
         Float[Tensor, "images pixels"] | None
@@ -59,11 +63,14 @@ def look_at_all(
     folder: Path,
 ) -> Features:
     """One pass over the source; pictures that cannot be read are left out. Large arrays lie in `folder`."""
-    shape, workers = model.shape, num_workers_of(config.num_workers)
-    features = room_for(len(source), model.encoder.embed_dim, folder)
-    raw = None if source.labels is None else room_for(len(source), shape.channels * RAW_SIDE**2, folder)
-    batches = centred_batches(source, shape.image_size, config.batch_size, workers, CROP_PCT, config.quiet)
-    indices = []
+    shape, workers, processes = model.shape, num_workers_of(config.num_workers), group()
+    own = processes.share(len(source))
+    features = room_for(len(own), model.encoder.embed_dim, folder)
+    raw = None if source.labels is None else room_for(len(own), shape.channels * RAW_SIDE**2, folder)
+    batches = centred_batches(
+        source, shape.image_size, config.batch_size, workers, CROP_PCT, config.quiet, torch.tensor(own)
+    )
+    indices = [torch.empty(0, dtype=torch.int64)]
     done = 0
     with track(len(source), "features", quiet=config.quiet) as progress:
         for numbers, images in batches:
@@ -73,16 +80,19 @@ def look_at_all(
                 raw[here] = raw_pixels(images)
             indices.append(numbers)
             done += len(numbers)
-            progress.advance(len(numbers))
-    return Features(torch.cat(indices), features[:done], None if raw is None else raw[:done])
+            progress.advance(len(numbers) * processes.world)  # the others are as far, more or less
+    indices_of_all = processes.gather(torch.cat(indices))
+    return Features(indices_of_all, features[:done], None if raw is None else raw[:done])
 
 
-def embed_in_place(features: Float[Tensor, "images width"], rows: int = 8192) -> Float[Tensor, "width"]:
-    """Subtract the mean of all pictures and scale each to length 1; returns the mean."""
+def embed_in_place(
+    features: Float[Tensor, "images width"], rows: int = 8192, processes: Group = ALONE
+) -> Float[Tensor, "width"]:
+    """Subtract the mean of all pictures, of all processes, and scale each to length 1; returns the mean."""
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     for chunk in features.split(rows):
         total += chunk.sum(dim=0, dtype=torch.float64)
-    mean = (total / len(features)).float()
+    mean = (processes.sum(total) / processes.span(len(features))[1]).float()
     for chunk in features.split(rows):
         chunk.copy_(embed(chunk, mean))
     return mean

@@ -13,11 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moce.config import Training
-from moce.engine.devices import num_workers_of
+from moce.engine.devices import moved, num_workers_of, pick_device
 from moce.engine.files import write_whole
+from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.randomness import uniform
 from moce.engine.trainer import Plan
+from moce.errors import UserError
 from moce.images.augment import finish, flips
 from moce.images.loader import Batch, Survey, training_batches
 from moce.images.normalise import Normalisation
@@ -53,6 +55,7 @@ class Feed:
             unreadable=self.survey.unreadable,
             rank=rank,
             world=processes,
+            device=cropped_on(pick_device(self.config.device), self.config.cache_gib),
         )
         for step, batch in enumerate(found, first_step):
             wanted = self.order.batch(step, rank, processes)[0]
@@ -61,7 +64,11 @@ class Feed:
 
 
 def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], config: Training) -> Feed:
-    """The feed of a run over surveyed pictures."""
+    """The feed of a run over surveyed pictures. UserError when a process would get none of a batch."""
+    if config.batch_size < group().world:
+        raise UserError(
+            f"--batch-size {config.batch_size} is less than the {group().world} processes; each needs a picture."
+        )
     order = Order(
         len(source), config.batch_size, config.seed, kind=config.order, shards=source.shards(), allowed=None
     )
@@ -70,6 +77,23 @@ def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], conf
         say(f"{text}several times", config.quiet)
     plan = Plan(order.steps_for(config.epochs), len(source), config.batch_size, config.warmup)
     return Feed(source, checked, order, plan, image_size, config, set(checked.unreadable))
+
+
+def cropped_on(device: torch.device, cache_gib: float) -> torch.device | None:
+    """The device, when pictures of one size are to be kept and cropped there; None: on the CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if cache_gib * 2**30 < free / 4 else None  # the rest is for training
+
+
+def share(num_images: int, config: Training) -> float:
+    """What a mean over `num_images` of the batch, this process's, counts where the mean over processes is taken.
+
+    The mean over processes of share x mean is then the mean over the whole batch; 1 where all have as many.
+    """
+    world = group().world
+    return num_images * world / config.batch_size if world > 1 else 1.0
 
 
 def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet: bool) -> None:
@@ -89,13 +113,12 @@ def prepared(
     batch: Batch, config: Training, device: torch.device, pixels: Normalisation
 ) -> Float[Tensor, "images channels rows columns"]:
     """Pictures of a batch on the device, mirrored and normalised."""
-    images = batch.images.to(device, non_blocking=True)
-    mirrored = flips(config.seed, batch.epochs, batch.indices).to(device) if config.flip else None
-    return finish(images, mirrored, *pixels)
+    mirrored = moved(flips(config.seed, batch.epochs, batch.indices), device) if config.flip else None
+    return finish(moved(batch.images, device), mirrored, *pixels)
 
 
 def mask_noise(
     batch: Batch, seed: int, num_patches: int, device: torch.device
 ) -> Float[Tensor, "images patches"]:
     """The noise that decides which patches are masked."""
-    return uniform(seed, "mask", batch.epochs, batch.indices, num_patches).to(device)
+    return moved(uniform(seed, "mask", batch.epochs, batch.indices, num_patches), device)

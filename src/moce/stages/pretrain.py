@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moce.config import PretrainConfig, Training, pair, spelled_size, verb
 from moce.engine.devices import pick_device
+from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
 from moce.engine.trainer import parameter_groups, train
@@ -17,7 +18,7 @@ from moce.images.sources import open_images, require_apart
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, shape_json
 from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
-from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared
+from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared, share
 
 
 class DenseObjective(nn.Module):
@@ -36,7 +37,7 @@ class DenseObjective(nn.Module):
         device = self.trained.mask_token.device
         images = prepared(batch, self.config, device, self.pixels)
         noise = mask_noise(batch, self.config.seed, self.trained.shape.num_patches, device)
-        return self.trained(images, noise).loss, {}
+        return self.trained(images, noise).loss * share(len(images), self.config), {}
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """AdamW's groups at the peak of base_lr * batch / 256."""
@@ -130,20 +131,21 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         pixels = (
             start.pixels
             if start
-            else normalisation(source, config.channels, checked.unreadable, config.quiet)
+            else run.once(lambda: normalisation(source, config.channels, checked.unreadable, config.quiet))
         )
         objective = DenseObjective(model, config, pixels)
         result = train(run, objective, feed.batches, feed.plan, config, "pretrain")
         about = {"method": "MAE", **pixels._asdict(), "images": inputs["images"], "seed": config.seed}
-        save_model(run.path / "model.safetensors", model, about)
-        list_unreadable(run.path, source, feed.unreadable, config.quiet)
+        unreadable = group().union(feed.unreadable)
+        run.once(lambda: save_model(run.path / "model.safetensors", model, about))
+        run.once(lambda: list_unreadable(run.path, source, unreadable, config.quiet))
         return run.finish(
             {
                 "verb": "pretrain",
                 "method": "MAE",
                 "out": str(run.path),
                 "num_images": len(source),
-                "unreadable": len(feed.unreadable),
+                "unreadable": len(unreadable),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
                 "flops_per_image": model.flops_per_image(),

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from moce.engine.processes import ALONE, Group
+
 Scores = Callable[[Tensor], Tensor]
 """Embedded features [rows, width] to scores [rows, clusters], such as `Assigner.scores`."""
 
@@ -23,7 +25,7 @@ Scores = Callable[[Tensor], Tensor]
 def best_and_regret(
     features: Float[Tensor, "images width"], scores: Scores, rows: int
 ) -> tuple[Int64[Tensor, "images"], Float[Tensor, "images"]]:
-    """(the best cluster, best score minus second best) of every picture. At least 2 clusters."""
+    """(the best cluster, best score minus second best) of every picture here. At least 2 clusters."""
     labels, regrets = [], []
     for chunk in features.split(rows):
         found = scores(chunk)
@@ -36,17 +38,20 @@ def best_and_regret(
 def capacity_labels(
     features: Float[Tensor, "images width"],
     scores: Scores,
-    labels: Int64[Tensor, "images"],
-    regrets: Float[Tensor, "images"],
+    labels: Int64[Tensor, "all"],
+    regrets: Float[Tensor, "all"],
     num_clusters: int,
     capacity: int,
     rows: int,
-) -> Int64[Tensor, "images"]:
+    processes: Group = ALONE,
+) -> Int64[Tensor, "all"]:
     """Labels with at most `capacity` pictures per cluster; `labels` and `regrets` are those of `best_and_regret`.
 
-    Equal regrets choose in the order of the pictures. Needs num_clusters * capacity >= images.
+    These two are of the pictures of all processes, the features of this one's. Equal regrets choose in the order of the
+    pictures. Needs num_clusters * capacity >= all.
     """
     num_images = len(labels)
+    first, _ = processes.span(len(features))
     assert num_clusters * capacity >= num_images, "there is not room for every picture"
     labels = labels.clone()
     rank = torch.empty(num_images, dtype=torch.int64)  # place in the order of choosing
@@ -64,7 +69,11 @@ def capacity_labels(
         place = torch.arange(len(applicants)) - start[applied]
         first_refused = place == capacity
         closed_from[applied[first_refused]] = rank[applicants[first_refused]]
-        for refused in applicants[place >= capacity].split(rows):
-            found = scores(features[refused.to(features.device)])
-            found[rank[refused][:, None] >= closed_from] = -torch.inf
-            labels[refused] = found.argmax(dim=1)
+        refused = applicants[place >= capacity]
+        own = ((refused >= first) & (refused < first + len(features))).nonzero()[:, 0]
+        next_best = torch.zeros_like(refused)
+        for part in own.split(rows):
+            found = scores(features[(refused[part] - first).to(features.device)])
+            found[rank[refused[part]][:, None] >= closed_from] = -torch.inf
+            next_best[part] = found.argmax(dim=1)
+        labels[refused] = processes.sum(next_best)

@@ -43,20 +43,20 @@ def write_thumbs(
     source: Source,
     chosen: Int64[Tensor, "clusters places"],
     indices: Int64[Tensor, "images"],
-    embedded: Float[Tensor, "images width"],
+    embedded: Float[Tensor, "clusters places width"],
     image_size: tuple[int, int],
     num_workers: int = 0,
 ) -> None:
     """Write `thumbs.safetensors` (images, indices, features) and one sheet per cluster into `folder`.
 
-    `chosen` are places in `indices` (the pictures' numbers in the source) and `embedded` (centred, of length 1), which
-    the file keeps in float16. Pictures are central crops of `image_size`, at most 96 pixels a side.
+    `chosen` are places in `indices` (the pictures' numbers in the source), `embedded` their features (centred, of
+    length 1), which the file keeps in float16. Pictures are central crops of `image_size`, at most 96 pixels a side.
     """
     shrink = min(1, LARGEST_SIDE / max(image_size))
     size = (max(round(image_size[0] * shrink), 1), max(round(image_size[1] * shrink), 1))
     there = chosen >= 0
     numbers = torch.where(there, indices[chosen.clamp_min(0)], -1)
-    features = torch.where(there[:, :, None], embedded[chosen.clamp_min(0)].half(), 0)
+    features = torch.where(there[:, :, None], embedded.half(), 0)
     images = small_pictures(source, numbers, size, num_workers)
     content = {"images": images, "indices": numbers, "features": features}
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,215 @@
+"""One run by two processes: the same as by one, written once, and ended together. Real processes, gloo."""
+
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from two_processes import EXPERTS, OPTIONS, TOY, copy_of
+
+import moce
+
+WORKER = Path(__file__).parent.parent / "two_processes.py"
+
+
+class Two(NamedTuple):
+    """The runs of one process; those of two, what each of them saw, their exit codes, and what they said."""
+
+    one: Path
+    folder: Path
+    seen: list[dict[str, Any]]
+    codes: list[int]
+    said: list[str]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def start_both(*arguments: object, cwd: Path) -> list[subprocess.Popen]:
+    """The same command as processes 0 and 1 of a run, without torchrun."""
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """Both kinds of runs once, shared by all processes of a test session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "distributed"
+    one, two, ended = folder / "one", folder / "two", folder / "ended.json"
+    two.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".building", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process builds, the others wait
+        if not ended.is_file():
+            moce.pretrain(out=one / "mae", **OPTIONS)
+            moce.cluster(
+                one / "mae", images=TOY, out=one / "clusters", num_workers=0, device="cpu", quiet=True
+            )
+            for name, options in EXPERTS.items():
+                moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
+            both = start_both(WORKER, one, two, cwd=two)
+            said = [process.communicate(timeout=250)[1] for process in both]
+            assert (two / "rank-0.json").is_file() and (two / "rank-1.json").is_file(), said
+            ended.write_text(json.dumps([[process.returncode for process in both], said]))
+    seen = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return Two(one, two, seen, *json.loads(ended.read_text()))
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_numbers(one: Path, two: Path) -> None:
+    """Losses and all that is logged beside them to 1e-5, weights to 1e-4 (AdamW divides by small numbers)."""
+    for a, b in zip(lines(one), lines(two), strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"images_per_second", "utilisation", "layers"}:
+            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=f"{name} at step {a['step']}")
+        for layer in a.get("layers", {}):
+            for name, value in a["layers"][layer].items():
+                np.testing.assert_allclose(
+                    b["layers"][layer][name], value, atol=1e-5, err_msg=f"{layer}.{name}"
+                )
+    model, other = weights(one), weights(two)
+    assert model.keys() == other.keys()
+    for name in model:
+        np.testing.assert_allclose(model[name], other[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["mae", *EXPERTS])
+def test_two_processes_train_what_one_trains(two: Two, name: str) -> None:
+    assert len(lines(two.one / name)) == 10
+    assert_same_numbers(two.one / name, two.folder / name)
+
+
+def test_two_processes_find_the_same_clusters(two: Two) -> None:
+    np.testing.assert_array_equal(
+        np.load(two.one / "clusters/labels.npy"), np.load(two.folder / "clusters/labels.npy")
+    )
+    for name in ("centroids", "potentials", "mean", "sizes", "cosine_quantiles"):
+        found = [
+            load_file(folder / "clusters/clusters.safetensors")[name] for folder in (two.one, two.folder)
+        ]
+        np.testing.assert_allclose(*found, atol=2e-5, err_msg=name)
+    thumbs = [
+        load_file(folder / "clusters/thumbs/thumbs.safetensors")["indices"]
+        for folder in (two.one, two.folder)
+    ]
+    np.testing.assert_array_equal(*thumbs)
+
+
+def test_the_same_number_of_processes_continues_to_the_bit(two: Two) -> None:
+    model, continued = (two.folder / name / "model.safetensors" for name in ("mae", "continued"))
+    assert model.read_bytes() == continued.read_bytes()
+    assert [line["loss"] for line in lines(two.folder / "mae")][4:] == [
+        line["loss"] for line in lines(two.folder / "continued")
+    ]
+
+
+def test_one_process_then_two_then_one(two: Two, tmp_path: Path) -> None:
+    """Checkpoints of four steps by one process, four by two, and the last two by one again."""
+    last = copy_of(two.folder / "from-one", tmp_path / "last", 8)
+    moce.pretrain(out=last, **OPTIONS)
+    model, other = weights(two.one / "mae"), weights(last)
+    for name in model:
+        np.testing.assert_allclose(model[name], other[name], atol=1e-5, err_msg=name)
+    wanted = [line["loss"] for line in lines(two.one / "mae")][8:]
+    np.testing.assert_allclose([line["loss"] for line in lines(last)], wanted, atol=1e-5)
+
+
+def test_what_processes_put_together(two: Two) -> None:
+    first, second = (seen["group"] for seen in two.seen)
+    assert first.pop("span") == [0, 3] and second.pop("span") == [1, 3]
+    assert first == second == {
+        "sum": [3.0],
+        "gradient": 36.0,  # of (w + 2 w)^2 at w = 2
+        "gather": [[1, 2], [3, 4], [5, 6]],
+        "take": [[5, 6], [1, 2], [3, 4]],
+        "union": [0, 1, 7],
+        "averages": {"a": [2.0, 3.0], "b": 1.0},
+        "once": 0,
+    }  # fmt: skip
+
+
+def test_a_finished_run_is_left_alone(two: Two) -> None:
+    result = json.loads((two.folder / "mae" / "result.json").read_text())
+    assert [seen["again"] for seen in two.seen] == [result, result]
+    assert result["processes"] == 2 and len(lines(two.folder / "mae")) == 10
+
+
+def test_a_signal_to_one_ends_both_after_the_same_step(two: Two) -> None:
+    run = two.folder / "stopped"
+    assert [seen["stopped"] for seen in two.seen] == [143, 143]
+    assert len(list((run / "checkpoints").glob("step-*.safetensors"))) == 1
+    assert two.seen[0]["stopped at"] == two.seen[1]["stopped at"] < 1000
+
+
+def test_what_one_process_finds_wrong_all_say(two: Two) -> None:
+    first, second = (seen["errors"] for seen in two.seen)
+    assert first == second
+    assert "holds a run with other options: --epochs was 2 and is now 3" in first[0]
+    assert first[1] == "--batch-size 1 is less than the 2 processes; each needs a picture."
+    assert first[2].startswith("There is no folder or file 'no-such-folder'")
+    assert first[3] == "--devices 3 but torchrun started 2 processes here; leave --devices out."
+    assert not (two.folder / "x" / "metrics.jsonl").exists()
+
+
+def test_a_killed_process_ends_the_other_with_a_sentence(two: Two) -> None:
+    assert two.codes == [1, -9]
+    sentence = [line for line in two.said[0].splitlines() if line.startswith("moce: ")]
+    assert len(sentence) == 1 and "Another process of this run has ended or does not answer" in sentence[0]
+    assert "Traceback" not in two.said[0]
+    assert lines(two.folder / "killed")
+
+
+def test_devices_starts_processes_that_say_one_sentence(two: Two, cli) -> None:
+    words = [w for n, v in OPTIONS.items() if n != "quiet" for w in ("--" + n.replace("_", "-"), str(v))]
+    wrong = cli("pretrain", "--devices", 2, "--out", two.one / "mae", *words, "--seed", 3)
+    assert wrong.code == 2, wrong
+    assert wrong.stderr.startswith("moce: ") and wrong.stderr.count("\n") == 1, wrong.stderr
+    assert "--seed was 0 and is now 3" in wrong.stderr
+
+
+@pytest.mark.gpu
+def test_two_gpus_train_what_one_trains(tmp_path: Path, cli) -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("gpu: needs two CUDA devices")
+    used = {name: value for name, value in OPTIONS.items() if name not in ("quiet", "device")}
+    words = [w for n, v in used.items() for w in ("--" + n.replace("_", "-"), str(v))]
+    for devices, out in (1, "one"), (2, "two"):
+        assert (
+            cli("pretrain", "--device", "cuda", "--devices", devices, "--out", tmp_path / out, *words).code
+            == 0
+        )
+    assert_same_numbers(tmp_path / "one", tmp_path / "two")

@@ -1,0 +1,31 @@
+"""Where the pictures of a step are cropped."""
+
+import pytest
+import torch
+
+from moce.config import PretrainConfig, resolve
+from moce.images.loader import survey
+from moce.images.sources import open_images
+from moce.stages.feed import Feed, open_feed
+
+
+def feed(device: str) -> Feed:
+    images = "toyworld://digits?split=train&num=40&size=32"
+    config = resolve(
+        PretrainConfig, {"images": images, "out": "x", "preset": "debug", "device": device, "quiet": True}
+    )
+    source = open_images(images)
+    return open_feed(source, survey(source, quiet=True), (32, 32), config)
+
+
+def test_a_feed_gives_the_pictures_of_a_step() -> None:
+    batch = next(feed("cpu").batches(0, 0, 1))
+    assert batch.images.shape == (32, 3, 32, 32) and batch.images.device.type == "cpu"
+
+
+@pytest.mark.gpu
+def test_a_gpu_keeps_and_crops_pictures_of_one_size() -> None:
+    here, there = (next(feed(device).batches(0, 0, 1)) for device in ("cpu", "cuda"))
+    assert there.images.device.type == "cuda" and there.indices.device.type == "cpu"
+    assert torch.equal(here.indices, there.indices)
+    assert (here.images.int() - there.images.cpu().int()).abs().max() <= 1  # rounding
