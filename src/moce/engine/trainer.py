@@ -26,7 +26,7 @@ from moce.engine.devices import multiplies_in_bf16, peak_flops, peak_rss_bytes, 
 from moce.engine.endings import Interruption, leave_by
 from moce.engine.launch import local_world_size
 from moce.engine.processes import Group, group
-from moce.engine.progress import say, track
+from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
 from moce.errors import UserError
 
@@ -150,6 +150,7 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
     step, spent, spent_cpu = 0, 0.0, 0.0
     sums: dict[str, Tensor] = {}
+    line: dict[str, Any] = {}
     if saved := run.once(lambda: checkpoints(run.path)):
         sums, about = restore_checkpoint(saved[-1], objective.trained, optimizer)
         step, spent, spent_cpu = about["step"], about["seconds"], about["cpu_seconds"]
@@ -215,7 +216,11 @@ def train(
             if signal:
                 leave_by(signal)
     cost = costs()
+    if line:
+        took = clock(cost["seconds"])
+        say(f"{run.path}: loss {line['loss']:.4f} after {plan.num_steps:,} steps in {took}", config.quiet)
     return {
+        "loss": line.get("loss"),
         "steps": plan.num_steps,
         "images": images,
         **cost,
