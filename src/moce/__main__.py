@@ -9,6 +9,7 @@ import dataclasses
 import os
 import signal
 import sys
+import traceback
 import typing
 from importlib import import_module
 from typing import Any, NoReturn
@@ -145,6 +146,12 @@ def main() -> None:
     except KeyboardInterrupt:
         code, sentence = 130, "moce: interrupted; the same command continues."
     except BrokenPipeError:
+        code = 1
+    except Exception:
+        if not one_of_several:
+            raise
+        # A fault of ours; the usual way out would wait for the other processes.
+        traceback.print_exc()
         code = 1
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0

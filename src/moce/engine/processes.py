@@ -191,5 +191,12 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:
-    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+    lost = (
+        "closed by peer",
+        "reset by peer",
+        "Broken pipe",
+        "Timed out waiting",
+        "Application timeout",
+        "NCCL error",
+    )
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in lost)
