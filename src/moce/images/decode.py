@@ -6,8 +6,8 @@ palettes and CMYK become RGB, 16-bit grey is scaled (not cut off) to 8 bits, col
 since Pillow would otherwise try some forty readers, several of which start other programs. What Pillow cannot read
 are arrays (arrays.py) and TIFFs of other channels (tiff.py).
 
-The shape is channels first, but in memory the channels of a pixel lie side by side, as decoders write them: putting them
-apart would cost a fifth of what decoding does, and torch's integer kernel is faster on them as they are (M).
+The shape is channels first, but in memory the channels of a pixel lie side by side, as decoders write them: putting
+them apart costs a fifth of what decoding does, and torch's integer kernel is faster on them as they are (M).
 """
 
 import contextlib

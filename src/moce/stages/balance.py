@@ -9,6 +9,9 @@ How this differs from the textbook:
 - The n x K scores never exist at once: every pass multiplies chunks of pictures anew and keeps sums over pictures.
 - v is kept from round to round, while the centroids move to the normalised, plan-weighted means of the pictures.
 - Everything stays in the log domain: the softmax sees f . c / eps + v, and v may be as large as eps demands.
+- What only leads to the result is cheap: k-means takes most of its steps on a sample, the plans between two moves of
+  the centroids are less exact, and up to the last plan products multiply in bf16 where the processor can. The last
+  plan, which the potentials and their error come from, has full precision and the tolerance asked for.
 - Sinkhorn-Knopp needs hundreds of passes where pictures fall into kinds that have nothing to do with each other. It is
   coordinate ascent on a concave function of the K numbers v, so after its first pass damped Newton steps on the
   same function take over: the same potentials after about ten passes, from round to round after three.
@@ -25,8 +28,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 22
-"""Numbers of a chunk of features or scores on the CPU (16 MiB in float32); a GPU takes 16 times as many."""
+from moce.engine.devices import coarse_products
+
+CHUNK_ELEMENTS = 1 << 20
+"""Numbers of a chunk of features or scores on the CPU (4 MiB in float32); a GPU takes 64 times as many."""
+SAMPLE = 256  # pictures per cluster that k-means begins with
+STEPS_OVER_ALL = 2  # of k-means, after those on the sample
+ROUGH = 0.03  # largest error of the marginals between two moves of the centroids
 
 
 class Plan(NamedTuple):
@@ -50,7 +58,7 @@ class Clustering(NamedTuple):
 
 def chunk_rows(num_clusters: int, width: int, device: torch.device) -> int:
     """How many pictures are scored at a time."""
-    elements = CHUNK_ELEMENTS * (16 if device.type == "cuda" else 1)
+    elements = CHUNK_ELEMENTS * (64 if device.type == "cuda" else 1)
     return max(256, elements // max(num_clusters, width))
 
 
@@ -68,6 +76,17 @@ def normalised(vectors: Float[Tensor, "... width"]) -> Float[Tensor, "... width"
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
+def sample_of(
+    features: Float[Tensor, "images width"], num_clusters: int, generator: torch.Generator
+) -> Float[Tensor, "sample width"]:
+    """At most 256 pictures per cluster, drawn at random, in their order."""
+    num_images = len(features)
+    if num_images <= SAMPLE * num_clusters:
+        return features
+    chosen = torch.randperm(num_images, generator=generator)[: SAMPLE * num_clusters].sort().values
+    return features[chosen.to(features.device)]
+
+
 def spread_out_centroids(
     features: Float[Tensor, "images width"], num_clusters: int, generator: torch.Generator
 ) -> Float[Tensor, "clusters width"]:
@@ -76,12 +95,7 @@ def spread_out_centroids(
     On the unit sphere that is half the squared distance. Drawn from at most 256 pictures per cluster, since K passes
     over a million pictures would cost more than the k-means that follows.
     """
-    num_images = len(features)
-    candidates = features
-    if num_images > 256 * num_clusters:
-        chosen = torch.randperm(num_images, generator=generator)[: 256 * num_clusters].sort().values
-        candidates = features[chosen.to(features.device)]
-    candidates = candidates.to(device="cpu", dtype=torch.float32)
+    candidates = sample_of(features, num_clusters, generator).to(device="cpu", dtype=torch.float32)
     draws = torch.rand(num_clusters, generator=generator, dtype=torch.float64)
     picked = [int(draws[0] * len(candidates))]
     distance = torch.full((len(candidates),), 2.0, dtype=torch.float64)
@@ -111,12 +125,20 @@ def spherical_kmeans(
 ) -> Float[Tensor, "clusters width"]:
     """Unit centroids that maximise the mean cosine of pictures to their nearest one; sizes are whatever they become.
 
-    A cluster that lost all its pictures starts again at the picture that its own centroid fits worst. Stops early when
-    the mean cosine grows by less than 1e-5.
+    Of more than 256 pictures per cluster all but the last two steps look at a sample of so many. A cluster that lost
+    all its pictures starts again at the picture that its own centroid fits worst. Stops early when the mean cosine
+    grows by less than 1e-5.
     """
     device = device or features.device
     rows = rows or chunk_rows(num_clusters, features.shape[1], device)
-    centroids = spread_out_centroids(features, num_clusters, torch.Generator().manual_seed(seed)).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    if len(features) > SAMPLE * num_clusters and iterations > STEPS_OVER_ALL:
+        sample = sample_of(features, num_clusters, generator)
+        steps = iterations - STEPS_OVER_ALL
+        centroids = spherical_kmeans(sample, num_clusters, seed, steps, device, rows, tick)
+        iterations = STEPS_OVER_ALL
+    else:
+        centroids = spread_out_centroids(features, num_clusters, generator).to(device)
     previous = -math.inf
     for _ in range(iterations):
         sums = torch.zeros(centroids.shape, device=device, dtype=torch.float64)
@@ -249,17 +271,18 @@ def balanced_clusters(
     """
     assert 1 <= num_clusters <= len(features) and eps > 0 and rounds >= 1
     device = device or features.device
-    centroids = spherical_kmeans(features, num_clusters, seed, kmeans_iterations, device, rows, tick)
-    potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
-    passes = 0
-    for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
-        plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows)
-        moved = plan_centroids(features, centroids, plan.potentials, eps, rows)
-        shift = float((1 - (moved * centroids).sum(dim=1)).max())
-        centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
-        tick()
-        if shift < settled:
-            break
+    with coarse_products(device):
+        centroids = spherical_kmeans(features, num_clusters, seed, kmeans_iterations, device, rows, tick)
+        potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
+        passes = 0
+        for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
+            plan = sinkhorn(features, centroids, potentials, eps, max(tolerance, ROUGH), rows)
+            moved = plan_centroids(features, centroids, plan.potentials, eps, rows)
+            shift = float((1 - (moved * centroids).sum(dim=1)).max())
+            centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
+            tick()
+            if shift < settled:
+                break
     # The potentials have to belong to the final centroids.
     plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows)
     return Clustering(centroids, plan.potentials, plan.marginal_error, number, passes + plan.passes, shift)
