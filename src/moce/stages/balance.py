@@ -10,8 +10,8 @@ How this differs from the textbook:
 - v is kept from round to round, while the centroids move to the normalised, plan-weighted means of the pictures.
 - Everything stays in the log domain: the softmax sees f . c / eps + v, and v may be as large as eps demands.
 - What only leads to the result is cheap: k-means takes most of its steps on a sample, and up to the last plan products
-  multiply in bf16 where the processor can. The last plan, which the potentials and their error come from, is computed in
-  full precision.
+  multiply in bf16 where the processor can. The last plan, which the potentials and their error come from, has full
+  precision.
 - Sinkhorn-Knopp needs hundreds of passes where pictures fall into kinds that have nothing to do with each other. It is
   coordinate ascent on a concave function of the K numbers v, so after its first pass damped Newton steps on the
   same function take over: the same potentials after about ten passes, from round to round after three.
