@@ -178,7 +178,7 @@ class ClusterConfig(Distributed):
     preset: str | None = given(default=None, help="recipe; by default that of the dense model's run")
     num_clusters: int = method(64, "clusters (R: 256 for ImageNet, fewer for less data)", at_least=2)
     rounding: Literal["capacity", "argmax"] = method(
-        "capacity", "hard labels: at most ceil(n/m) a cluster, or the plain argmax of the plan (L)"
+        "capacity", "hard labels: n/m a cluster, rounded up or down, or the plain argmax of the plan (L)"
     )
     eps: float = method(0.05, "entropy of the plan, on cosine scores (L: SwAV)", above=0)
     rounds: int = method(15, "rounds of plan and centroids in turn (R/L)", at_least=1)

@@ -83,6 +83,16 @@ def test_pillow_cuts_the_same_where_nothing_overshoots(
         assert furthest(crop, torch.from_numpy(pillow.copy()).permute(2, 0, 1)) <= 2
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_how_the_channels_lie_in_memory_changes_nothing(channels: int) -> None:
+    image = torch.randint(0, 256, (61, 83, channels), dtype=torch.uint8).permute(2, 0, 1)
+    for size in ((32, 32), (40, 96)):
+        for box in ((3, 5, 50, 70), (10, 20, 7, 9)):
+            found, expected = (crop_and_resize(one, box, size) for one in (image, image.contiguous()))
+            assert torch.equal(found, expected)
+        assert torch.equal(centre_crop(image, size), centre_crop(image.contiguous(), size))
+
+
 def test_a_box_of_the_outputs_size_is_a_plain_cut() -> None:
     images = noise(2, 20, 20)
     boxes = torch.tensor([[3, 5, 8, 10], [0, 0, 8, 10]])

@@ -1,6 +1,8 @@
 import math
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +13,19 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from moce.model.assigner import adjusted_scores
+from moce.stages import balance
 from moce.stages.agreement import normalised_mutual_information, purity
 from moce.stages.balance import (
+    Plan,
     balanced_clusters,
+    chunks_of,
     normalised,
     plan_centroids,
     sinkhorn,
     spherical_kmeans,
     spread_out_centroids,
 )
-from moce.stages.rounding import best_and_regret, capacity_labels
+from moce.stages.rounding import best_and_regret, capacity_labels, even_capacities
 
 
 def unit(count: int, width: int, seed: int = 0) -> Tensor:
@@ -183,6 +188,42 @@ def test_kmeans_never_lowers_the_mean_cosine() -> None:
     assert all(later >= earlier - 1e-6 for earlier, later in pairwise(fits))
 
 
+def test_kmeans_that_begins_on_a_sample_fits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _ = mixture([1500, 900, 600], noise=0.3)
+    looked_at = []
+
+    def noted(features: Tensor, *others: object) -> Iterator[tuple[slice, Tensor]]:
+        looked_at.append(len(features))
+        return chunks_of(features, *others)
+
+    monkeypatch.setattr(balance, "chunks_of", noted)
+    sampled = spherical_kmeans(features, 3, seed=0)
+    assert looked_at[0] == 3 * 256 and looked_at[-1] == 3000
+    assert looked_at.count(3000) <= 8
+    monkeypatch.setattr(balance, "SAMPLE", 3000)
+    whole = spherical_kmeans(features, 3, seed=0)
+    fits = [float((features @ found.T).max(dim=1).values.mean()) for found in (sampled, whole)]
+    assert fits[0] > fits[1] - 1e-3
+
+
+def test_what_leads_to_the_plan_may_be_coarse_but_the_last_plan_is_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, _ = mixture([900, 500, 300, 100], width=64, noise=0.3)
+    precisions = []
+
+    def noted(*arguments: Any) -> Plan:
+        precisions.append(torch.get_float32_matmul_precision())
+        return sinkhorn(*arguments)
+
+    monkeypatch.setattr(balance, "sinkhorn", noted)
+    found = balanced_clusters(features, 6, seed=0)
+    assert precisions[-1] == torch.get_float32_matmul_precision() == "highest"
+    columns = plan_of(features, found.centroids, found.potentials, 0.05).mean(dim=0)
+    assert float((columns - 1).abs().max()) == pytest.approx(found.marginal_error, abs=2e-5)
+    assert found.marginal_error < 1e-3
+
+
 def test_first_centroids_are_different_pictures() -> None:
     features = unit(40, 6)
     start = spread_out_centroids(features, 40, torch.Generator().manual_seed(0))
@@ -236,9 +277,8 @@ def test_as_many_clusters_as_pictures_is_one_each() -> None:
 def rounded(scores: Tensor, capacity: int, rows: int = 1000) -> list[int]:
     """Capacity labels of a table of scores."""
     labels, regrets = best_and_regret(scores, lambda chunk: chunk.clone(), rows)
-    return capacity_labels(
-        scores, lambda chunk: chunk.clone(), labels, regrets, scores.shape[1], capacity, rows
-    ).tolist()
+    capacities = torch.full((scores.shape[1],), capacity)
+    return capacity_labels(scores, lambda chunk: chunk.clone(), labels, regrets, capacities, rows).tolist()
 
 
 def one_after_the_other(scores: np.ndarray, capacity: int) -> list[int]:
@@ -284,6 +324,21 @@ def test_a_refused_picture_displaces_one_with_less_regret() -> None:
     assert rounded(more, capacity=2) == [0, 1, 2, 1, 0, 2]
 
 
+def test_room_is_even_and_the_largest_clusters_have_the_rest() -> None:
+    assert even_capacities(torch.tensor([2, 9, 0, 6])).tolist() == [4, 5, 4, 4]
+    assert even_capacities(torch.tensor([3, 3])).tolist() == [3, 3]
+    # Three pictures, all for cluster 1 (regrets 3, 9, 5): it has room for two, 1 and 2; 0 goes to 0.
+    scores = torch.tensor([[2.0, 5], [0, 9], [1, 6]])
+    plain, regrets = best_and_regret(scores, lambda chunk: chunk.clone(), 10)
+    capacities = even_capacities(plain.bincount(minlength=2))
+    assert capacities.tolist() == [1, 2]
+    assert capacity_labels(scores, lambda chunk: chunk.clone(), plain, regrets, capacities, 10).tolist() == [
+        0,
+        1,
+        1,
+    ]
+
+
 def test_equal_regrets_choose_in_the_order_of_the_pictures() -> None:
     assert rounded(torch.tensor([[1.0, 0.0]] * 4), capacity=2) == [0, 0, 1, 1]
 
@@ -314,8 +369,10 @@ def test_rounding_keeps_balanced_clusters_even_and_moves_few() -> None:
     found = balanced_clusters(features, 16, seed=0)
     scores = partial(adjusted_scores, centroids=found.centroids, potentials=found.potentials, eps=0.05)
     plain, regrets = best_and_regret(features, scores, 64)
-    labels = capacity_labels(features, scores, plain, regrets, 16, 63, 64)
-    assert labels.bincount(minlength=16).max() <= 63
+    labels = capacity_labels(
+        features, scores, plain, regrets, even_capacities(plain.bincount(minlength=16)), 64
+    )
+    assert sorted(labels.bincount(minlength=16).unique().tolist()) == [62, 63]
     assert plain.bincount(minlength=16).max() > 63
     assert float((labels != plain).float().mean()) < 0.25
 

@@ -4,7 +4,8 @@ import ctypes
 import functools
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -81,6 +82,22 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if multiplies_in_bf16(device, precision):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def coarse_products(device: torch.device) -> Iterator[None]:
+    """Matrix products of fp32 on a CPU multiply in bf16 and add in fp32, where it has instructions for that.
+
+    Inputs lose all but 8 bits, results do not: the error of a cosine of long vectors is some 1e-4, and random. On other
+    CPUs and on GPUs nothing changes.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cpu" and _cpu_multiplies_in_bf16():
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def spare_cores() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from moce.config import Size, pair
 from moce.errors import UserError
@@ -141,7 +141,7 @@ class _Crops(Dataset):
         sides = torch.tensor([image.shape[-2:] for _, image in found], dtype=torch.int64).view(-1, 2)
         boxes = crop_boxes(self.seed, epochs, indices, sides[:, 0], sides[:, 1], self.min_scale).tolist()
         crops = [crop_and_resize(image, box, self.size) for (_, image), box in zip(found, boxes)]
-        return torch.stack(crops), indices, epochs
+        return default_collate(crops), indices, epochs  # in a worker, straight into shared memory
 
     def _readable(self, index: int) -> tuple[int, Tensor]:
         """The picture, or the next allowed one that can be read: `survey` looks at a sample only of large sets."""
@@ -200,7 +200,7 @@ class _Centres(Dataset):
                 continue
             indices.append(index)
             crops.append(centre_crop(image, self.size, self.crop_pct))
-        return torch.tensor(indices, dtype=torch.int64), torch.stack(crops) if crops else torch.empty(0)
+        return torch.tensor(indices, dtype=torch.int64), default_collate(crops) if crops else torch.empty(0)
 
 
 def in_workers(dataset: Dataset, items: range, num_workers: int) -> Iterator[Any]:

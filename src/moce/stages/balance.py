@@ -9,6 +9,9 @@ How this differs from the textbook:
 - The n x K scores never exist at once: every pass multiplies chunks of pictures anew and keeps sums over pictures.
 - v is kept from round to round, while the centroids move to the normalised, plan-weighted means of the pictures.
 - Everything stays in the log domain: the softmax sees f . c / eps + v, and v may be as large as eps demands.
+- What only leads to the result is cheap: k-means takes most of its steps on a sample, and up to the last plan products
+  multiply in bf16 where the processor can. The last plan, which the potentials and their error come from, has full
+  precision.
 - Sinkhorn-Knopp needs hundreds of passes where pictures fall into kinds that have nothing to do with each other. It is
   coordinate ascent on a concave function of the K numbers v, so after its first pass damped Newton steps on the
   same function take over: the same potentials after about ten passes, from round to round after three.
@@ -28,10 +31,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from moce.engine.devices import coarse_products
 from moce.engine.processes import ALONE, Group
 
-CHUNK_ELEMENTS = 1 << 22
-"""Numbers of a chunk of features or scores on the CPU (16 MiB in float32); a GPU takes 16 times as many."""
+CHUNK_ELEMENTS = 1 << 20
+"""Numbers of a chunk of features or scores on the CPU (4 MiB in float32); a GPU takes 64 times as many."""
+SAMPLE = 256  # pictures per cluster that k-means begins with
+STEPS_OVER_ALL = 8  # of k-means, after those on the sample
 
 
 class Plan(NamedTuple):
@@ -55,7 +61,7 @@ class Clustering(NamedTuple):
 
 def chunk_rows(num_clusters: int, width: int, device: torch.device) -> int:
     """How many pictures are scored at a time."""
-    elements = CHUNK_ELEMENTS * (16 if device.type == "cuda" else 1)
+    elements = CHUNK_ELEMENTS * (64 if device.type == "cuda" else 1)
     return max(256, elements // max(num_clusters, width))
 
 
@@ -73,6 +79,20 @@ def normalised(vectors: Float[Tensor, "... width"]) -> Float[Tensor, "... width"
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
+def sample_of(
+    features: Float[Tensor, "images width"],
+    num_clusters: int,
+    generator: torch.Generator,
+    processes: Group = ALONE,
+) -> Float[Tensor, "sample width"]:
+    """At most 256 pictures per cluster of all processes, drawn at random, in their order; every process gets them."""
+    _, num_images = processes.span(len(features))
+    if num_images <= SAMPLE * num_clusters:
+        return processes.gather(features)
+    chosen = torch.randperm(num_images, generator=generator)[: SAMPLE * num_clusters].sort().values
+    return processes.take(features, chosen)
+
+
 def spread_out_centroids(
     features: Float[Tensor, "images width"],
     num_clusters: int,
@@ -84,13 +104,8 @@ def spread_out_centroids(
     On the unit sphere that is half the squared distance. Drawn from at most 256 pictures per cluster, since K passes
     over a million pictures would cost more than the k-means that follows. These few are what every process sees.
     """
-    _, num_images = processes.span(len(features))
-    if num_images > 256 * num_clusters:
-        chosen = torch.randperm(num_images, generator=generator)[: 256 * num_clusters].sort().values
-        candidates = processes.take(features, chosen)
-    else:
-        candidates = processes.gather(features)
-    candidates = candidates.to(device="cpu", dtype=torch.float32)
+    sample = sample_of(features, num_clusters, generator, processes)
+    candidates = sample.to(device="cpu", dtype=torch.float32)
     draws = torch.rand(num_clusters, generator=generator, dtype=torch.float64)
     picked = [int(draws[0] * len(candidates))]
     distance = torch.full((len(candidates),), 2.0, dtype=torch.float64)
@@ -121,14 +136,23 @@ def spherical_kmeans(
 ) -> Float[Tensor, "clusters width"]:
     """Unit centroids that maximise the mean cosine of pictures to their nearest one; sizes are whatever they become.
 
-    A cluster that lost all its pictures starts again at the picture that its own centroid fits worst. Stops early when
-    the mean cosine grows by less than 1e-5.
+    Of more than 256 pictures per cluster all but the last eight steps look at a sample of so many. A cluster that lost
+    all its pictures starts again at the picture that its own centroid fits worst. Stops early when the mean cosine
+    grows by less than 1e-5.
     """
     device = device or features.device
     rows = rows or chunk_rows(num_clusters, features.shape[1], device)
     generator = torch.Generator().manual_seed(seed)
-    centroids = spread_out_centroids(features, num_clusters, generator, processes).to(device)
     _, num_images = processes.span(len(features))
+    if num_images > SAMPLE * num_clusters and iterations > STEPS_OVER_ALL:
+        sample = sample_of(
+            features, num_clusters, generator, processes
+        )  # the same everywhere, as is what follows
+        steps = iterations - STEPS_OVER_ALL
+        centroids = spherical_kmeans(sample, num_clusters, seed, steps, device, rows, tick)
+        iterations = STEPS_OVER_ALL
+    else:
+        centroids = spread_out_centroids(features, num_clusters, generator, processes).to(device)
     previous = -math.inf
     for _ in range(iterations):
         sums = torch.zeros(centroids.shape, device=device, dtype=torch.float64)
@@ -276,19 +300,20 @@ def balanced_clusters(
     """
     assert 1 <= num_clusters <= processes.span(len(features))[1] and eps > 0 and rounds >= 1
     device = device or features.device
-    centroids = spherical_kmeans(
-        features, num_clusters, seed, kmeans_iterations, device, rows, tick, processes
-    )
-    potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
-    passes = 0
-    for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
-        plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
-        moved = plan_centroids(features, centroids, plan.potentials, eps, rows, processes)
-        shift = float((1 - (moved * centroids).sum(dim=1)).max())
-        centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
-        tick()
-        if shift < settled:
-            break
+    with coarse_products(device):
+        centroids = spherical_kmeans(
+            features, num_clusters, seed, kmeans_iterations, device, rows, tick, processes
+        )
+        potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
+        passes = 0
+        for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
+            plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
+            moved = plan_centroids(features, centroids, plan.potentials, eps, rows, processes)
+            shift = float((1 - (moved * centroids).sum(dim=1)).max())
+            centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
+            tick()
+            if shift < settled:
+                break
     # The potentials have to belong to the final centroids.
     plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
     return Clustering(centroids, plan.potentials, plan.marginal_error, number, passes + plan.passes, shift)

@@ -32,7 +32,7 @@ from moce.stages.agreement import leading_classes, normalised_mutual_information
 from moce.stages.balance import balanced_clusters, chunk_rows
 from moce.stages.features import CROP_PCT, Features, embed_in_place, look_at_all
 from moce.stages.feed import list_unreadable
-from moce.stages.rounding import best_and_regret, capacity_labels
+from moce.stages.rounding import best_and_regret, capacity_labels, even_capacities
 from moce.stages.thumbs import choose_members, write_thumbs
 
 CLUSTERS_FILE = "clusters.safetensors"
@@ -81,10 +81,8 @@ def find_clusters(
     labels, regrets = (processes.gather(own) for own in best_and_regret(embedded, scores, rows))
     argmax_labels = labels
     if config.rounding == "capacity":
-        capacity = -(-len(labels) // config.num_clusters)
-        labels = capacity_labels(
-            embedded, scores, labels, regrets, config.num_clusters, capacity, rows, processes
-        )
+        capacities = even_capacities(argmax_labels.bincount(minlength=config.num_clusters))
+        labels = capacity_labels(embedded, scores, labels, regrets, capacities, rows, processes)
     return Found(
         centroids, potentials, labels, argmax_labels, solved.marginal_error, solved.rounds, solved.passes
     )
