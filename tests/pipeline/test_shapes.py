@@ -129,7 +129,9 @@ def test_every_stage_and_timm_take_the_same_shape(command, tmp_path: Path, case:
     assert content["input_size"] == [case.channels, *model.shape.image_size]
     assert len(content["mean"]) == len(content["std"]) == case.channels
     assert content["mean"] == header["about"]["mean"]
-    with Image.open(own / "nearest.webp") as beside:  # more channels than a screen has are shown by the first three
+    with Image.open(
+        own / "nearest.webp"
+    ) as beside:  # more channels than a screen has are shown by the first three
         assert beside.mode == "RGB" and beside.size[0] > beside.size[1] / 4
     plain = timm.create_model(f"local-dir:{own}", pretrained=True).eval()
     images = pixels_of(train, case.channels, model.shape.image_size, content)
