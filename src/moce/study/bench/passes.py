@@ -60,7 +60,8 @@ class Passes:
             **shared,
         )
         runs = (folder / "mae", folder / "clusters")
-        train_experts(*runs, images=pictures, out=folder / "moce", epochs=1, gate="cluster", **recipe)
+        options = {"gate": "cluster", "gate_start": "random", "epochs": 1, **recipe}
+        train_experts(*runs, images=pictures, out=folder / "moce", **options)
         return folder
 
     def features(self) -> Call:

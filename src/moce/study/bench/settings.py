@@ -38,7 +38,7 @@ class Amounts:
 
 
 AMOUNTS = {
-    ("vit-ti/8", "cpu"): Amounts(128, 1024, 3, 16, 16, 100_000),
+    ("vit-ti/8", "cpu"): Amounts(128, 1024, 3, 16, 16, 200_000),
     ("vit-ti/8", "cuda"): Amounts(512, 4096, 20, 64, 32, 1_000_000),
     ("vit-b/16", "cpu"): Amounts(16, 64, 1, 4, 16, 20_000, pipeline_images=32, pipeline_clusters=16),
     ("vit-b/16", "cuda"): Amounts(128, 1024, 10, 16, 16, 200_000),

@@ -7,7 +7,6 @@ and kernels are chosen in it, so it is the job's warm-up.
 """
 
 import ctypes
-import gc
 import re
 import statistics
 import time
@@ -133,7 +132,6 @@ def peak_memory(device: torch.device) -> Iterator[Memory]:
     would seem to need any. Where Linux does not let a process reset its peak, the growth of the overall peak is all
     there is, and it may be 0.
     """
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
