@@ -175,7 +175,17 @@ def test_the_machine_is_described(quick: tuple[dict, Path]) -> None:
 
 def test_nothing_is_left_behind(quick: tuple[dict, Path]) -> None:
     assert list(quick[1].iterdir()) == []
-    assert not {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"} & os.environ.keys()
+
+
+def test_what_is_compiled_goes_with_the_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.compiler.reset", lambda: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    with verb.compiling_in(tmp_path, True):
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere" and "TRITON_CACHE_DIR" not in os.environ
 
 
 def test_only_some_rows_from_own_pictures_with_a_table_for_people(

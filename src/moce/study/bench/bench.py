@@ -38,7 +38,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     started = time.monotonic()
     device = pick_device(config.device)
     notes = missing_peers(config)
-    with tempfile.TemporaryDirectory(prefix="moce-bench-") as folder, compiling_in(Path(folder) / "compiled"):
+    with (
+        tempfile.TemporaryDirectory(prefix="moce-bench-") as folder,
+        compiling_in(Path(folder) / "compiled", config.with_compiled),
+    ):
         here = machine(device)
         found: list[Timed] = []
         chosen = [g for setting in settings_of(config, device, Path(folder)) for g in groups(setting, config)]
@@ -98,8 +101,11 @@ def missing_peers(config: BenchConfig) -> list[str]:
 
 
 @contextmanager
-def compiling_in(folder: Path) -> Iterator[None]:
+def compiling_in(folder: Path, at_all: bool) -> Iterator[None]:
     """Let torch keep what it compiles in `folder`, and forget it afterwards."""
+    if not at_all:  # looking after it takes seconds by itself
+        yield
+        return
     before = {name: os.environ.get(name) for name in COMPILED}
     os.environ.update(dict.fromkeys(COMPILED, str(folder)))
     try:

@@ -20,7 +20,7 @@ from moce.stages.feed import prepared
 from moce.stages.pretrain import DenseObjective, new_model, pretrain
 from moce.study.bench.peers import Peer, require_same_loss, twin
 from moce.study.bench.settings import Setting
-from moce.study.bench.timing import Call, Variant
+from moce.study.bench.timing import Call, LeftOut, Variant
 
 GATES = {"step-mae-star": "none", "step-experts": "cluster", "step-token": "token"}
 
@@ -87,14 +87,22 @@ class Steps:
             fused=peer.fused or None,
         )
         model.train()
-        if peer.compiled:
-            model.compile()
 
         def loss() -> Tensor:
             pictures = prepared(self.pictures, config, setting.device, IMAGENET)
             return model(pixel_values=pictures).loss
 
-        return self._stepping(loss, optimizer, 3 * own.flops_per_image(), peer.precision == "bf16")
+        job = self._stepping(loss, optimizer, 3 * own.flops_per_image(), peer.precision == "bf16")
+        if peer.compiled:
+            from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+            model.compile()
+            try:
+                job.function()
+            except TorchDynamoException as error:  # no C++ compiler, for one
+                reason = str(error).strip().splitlines()[0]
+                raise LeftOut(f"step-hf-vitmae was not compiled: {reason}") from error
+        return job
 
     def _stepping(
         self,
