@@ -51,7 +51,7 @@ class Steps:
 
     @cached_property
     def teacher(self) -> MaskedAutoencoder:
-        """The dense model that distillation compares with; shared, since it does not change."""
+        """The weights that all start from, and what distillation compares with; shared, since it does not change."""
         return new_model(self.setting.dense).to(self.setting.device)
 
     def dense(self) -> Call:
@@ -62,8 +62,8 @@ class Steps:
     def method(self, gate: str) -> Call:
         """The step of `moce train-experts`."""
         config = self.setting.experts(gate)
-        start = new_model(self.setting.dense)
-        model = new_experts(start, evenly_spread(start, self.setting.num_clusters), config)
+        assigner = evenly_spread(self.teacher, self.setting.num_clusters)
+        model = new_experts(self.teacher, assigner, config)
         return self._job(ExpertsObjective(model, self.teacher, config), config, self.labelled)
 
     def _job(self, objective: Any, config: Training, batch: Any) -> Call:
@@ -75,10 +75,8 @@ class Steps:
     def peer(self, peer: Peer) -> Call:
         """The step of transformers' model: the same pictures, mirrored and normalised by us."""
         setting, config = self.setting, self.setting.dense
-        own = new_model(config)
-        model = twin(own, peer.attention)[0].to(setting.device)
-        images = prepared(self.pictures, config, setting.device, IMAGENET)
-        require_same_loss(own.to(setting.device), model, images[:8])
+        model = twin(self.teacher, peer.attention)[0].to(setting.device)
+        require_same_loss(self.teacher, model, prepared(self.pictures, config, setting.device, IMAGENET)[:8])
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=1e-4,
@@ -92,7 +90,7 @@ class Steps:
             pictures = prepared(self.pictures, config, setting.device, IMAGENET)
             return model(pixel_values=pictures).loss
 
-        job = self._stepping(loss, optimizer, 3 * own.flops_per_image(), peer.precision == "bf16")
+        job = self._stepping(loss, optimizer, 3 * self.teacher.flops_per_image(), peer.precision == "bf16")
         if peer.compiled:
             from torch._dynamo.exc import TorchDynamoException  # slow to import
 
@@ -130,7 +128,7 @@ def evenly_spread(encoder: MaskedAutoencoder, num_clusters: int) -> Assigner:
     width = encoder.encoder.embed_dim
     centroids = torch.randn(num_clusters, width, generator=torch.Generator().manual_seed(0))
     return Assigner(
-        encoder=MaskedAutoencoder(encoder.shape),
+        encoder=encoder,
         centroids=centroids / centroids.norm(dim=1, keepdim=True),
         potentials=torch.zeros(num_clusters),
         mean=torch.zeros(width),
