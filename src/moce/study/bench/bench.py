@@ -55,6 +55,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
                 forget()
                 gc.collect()
         rows = rows_of(found, device)
+    if any(row["utilisation"] > 1 for row in rows):
+        notes.append("The machine was busy while its peak was measured: some utilisation is above 100 %.")
     if config.quick:
         notes.append("Measured with --quick: sizes too small and turns too few to mean anything.")
     seconds = time.monotonic() - started

@@ -124,5 +124,6 @@ def loading_variants(setting: Setting) -> list[Variant]:
         )
         build = partial(Loading, partial(batches, setting), setting)
         against = "loader" if recipe == "moce" else None
-        found.append(Variant("loader", about, setting.amounts.batch_size, build, against))
+        batch = setting.amounts.batch_size
+        found.append(Variant("loader", about, batch, build, against, lambda: setting.files))
     return found

@@ -154,9 +154,13 @@ def pass_variants(setting: Setting) -> list[Variant]:
     passes = Passes(setting)
     about = setting.about("fp32", passes.batch_size, pictures=setting.about_files())
     images = setting.amounts.num_files
+
+    def prepare() -> None:
+        passes.runs, setting.files  # noqa: B018 - made here, used by both
+
     return [
-        Variant("features", about, images, passes.features),
-        Variant("customize", about, images, passes.customize, "features"),
+        Variant("features", about, images, passes.features, prepare=prepare),
+        Variant("customize", about, images, passes.customize, "features", prepare),
     ]
 
 

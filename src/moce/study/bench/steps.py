@@ -178,5 +178,14 @@ def step_variants(setting: Setting, peers: list[Peer]) -> list[Variant]:
         about = setting.about(peer.precision, **peer.about())
         found.append(Variant("step-hf-vitmae", about, batch, partial(steps.peer, peer)))
     about = setting.about(pictures=setting.about_files(), num_workers=setting.num_workers)
-    found.append(Variant("train-with-loader", about, batch, partial(TrainingRun, setting), "step-dense"))
+    found.append(
+        Variant(
+            "train-with-loader",
+            about,
+            batch,
+            partial(TrainingRun, setting),
+            "step-dense",
+            lambda: setting.files,
+        )
+    )
     return found

@@ -43,6 +43,7 @@ class Variant:
     images: int  # in the unit that `seconds` is about
     build: Callable[[], Job]
     against: str | None = None  # the row that it is compared with
+    prepare: Callable[[], Any] = lambda: None  # what it shares with others; not counted to its memory
 
 
 @dataclass
@@ -75,6 +76,7 @@ def take_turns(
     found: list[tuple[Timed, Job]] = []
     for variant in variants:
         try:
+            variant.prepare()
             with peak_memory(device) as memory:
                 job = variant.build()
                 job.seconds()
