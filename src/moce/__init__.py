@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "moce.transfer.evaluate",
     "report": "moce.study.report",
     "inspect": "moce.study.inspect",
+    "bench": "moce.study.bench.bench",
 }
 
 __all__ = ["VERBS", "__version__", *VERBS]

@@ -28,8 +28,9 @@ CONFIGS: dict[str, type] = {
     "evaluate": config.EvaluateConfig,
     "report": config.ReportConfig,
     "inspect": config.InspectConfig,
+    "bench": config.BenchConfig,
 }
-LATER = ("study", "bench", "export", "explore")
+LATER = ("study", "export", "explore")
 
 
 class Parser(argparse.ArgumentParser):

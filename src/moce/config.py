@@ -329,6 +329,42 @@ class InspectConfig(Common):
     )
 
 
+RowName = Literal[
+    "step-dense", "step-experts", "step-token", "step-mae-star", "step-hf-vitmae", "loader", "train-with-loader",
+    "features", "clusters", "customize",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(Common):
+    """Time the program on this machine, beside what one would otherwise use."""
+
+    only: tuple[RowName, ...] | None = speed(None, "rows, separated by commas; by default all")
+    models: tuple[Literal["vit-ti/8", "vit-b/16"], ...] | None = speed(
+        None, "vit-ti/8, vit-b/16 or both; by default the small one, on a GPU both"
+    )
+    repeats: int = speed(5, "turns of each row, whose median counts", at_least=1)
+    batch_size: int | None = speed(
+        None, "pictures per step; by default 128 and 16 on a CPU, 512 and 128 on a GPU", at_least=1
+    )
+    precision: Literal["auto", "fp32", "bf16"] = speed(
+        "auto", "auto: bf16 where the hardware multiplies in it"
+    )
+    images: str | None = given(
+        "pictures that the files for loading are made of; by default built-in ones", default=None
+    )
+    num_workers: int = speed(
+        -1, "processes that decode pictures; -1: as many as there are spare cores", at_least=-1
+    )
+    cluster_images: int | None = speed(
+        None,
+        "clusters: number of synthetic features, such as 1281167; by default what takes seconds",
+        at_least=256,
+    )
+    with_compiled: bool = speed(False, "also compile the peer, which takes minutes")
+    quick: bool = speed(False, "one turn of tiny sizes, to see that everything runs")
+
+
 def kind_of(field: dataclasses.Field, owner: type) -> tuple[Any, bool, bool]:
     """(element type, is it a tuple?, may it be None?) of a field of `owner`."""
     hint = typing.get_type_hints(owner)[field.name]

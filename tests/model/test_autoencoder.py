@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from moce.errors import UserError
 from moce.model.autoencoder import (
@@ -14,6 +13,7 @@ from moce.model.autoencoder import (
     require_whole_patches,
     sincos_positions,
 )
+from moce.study.bench.peers import as_theirs, twin
 
 SHAPE = AutoencoderShape(
     "vit_tiny_patch16_224", (32, 32), (8, 8), decoder_depth=2, decoder_width=48, decoder_heads=3
@@ -30,82 +30,23 @@ def model() -> MaskedAutoencoder:
     return new_model()
 
 
-def hugging_face_twin(
-    model: MaskedAutoencoder,
-) -> tuple[nn.Module, dict[str, tuple[str, slice | None, bool]]]:
-    """transformers' model with our weights, and where each of its parameters comes from in ours."""
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
-
-    shape, width = model.shape, model.encoder.embed_dim
-    config = ViTMAEConfig(
-        hidden_size=width,
-        num_hidden_layers=12,
-        num_attention_heads=3,
-        intermediate_size=4 * width,
-        image_size=32,
-        patch_size=8,
-        decoder_num_attention_heads=shape.decoder_heads,
-        decoder_hidden_size=shape.decoder_width,
-        decoder_num_hidden_layers=shape.decoder_depth,
-        decoder_intermediate_size=4 * shape.decoder_width,
-        mask_ratio=shape.mask_ratio,
-        norm_pix_loss=shape.norm_target,
-        layer_norm_eps=1e-6,
-        attn_implementation="eager",
-    )
-    twin = ViTMAEForPreTraining(config)
-    origin = {}
-    for name, _ in twin.named_parameters():
-        ours = name.replace("vit.embeddings.patch_embeddings.projection", "encoder.patch_embed.proj")
-        ours = ours.replace("vit.embeddings.cls_token", "encoder.cls_token")
-        ours = ours.replace("vit.embeddings.position_embeddings", "encoder.pos_embed")
-        ours = ours.replace("vit.layernorm", "encoder.norm").replace("vit.layers", "encoder.blocks")
-        ours = ours.replace("decoder.decoder_layers", "decoder_blocks").replace("decoder.", "")
-        ours = ours.replace("attention.o_proj", "attn.proj")
-        ours = ours.replace("layernorm_before", "norm1").replace("layernorm_after", "norm2")
-        part = None
-        for i, letter in enumerate("qkv"):
-            if f"attention.{letter}_proj" in ours:
-                dim = width if ours.startswith("encoder") else shape.decoder_width
-                part, ours = (
-                    slice(i * dim, (i + 1) * dim),
-                    ours.replace(f"attention.{letter}_proj", "attn.qkv"),
-                )
-        origin[name] = (ours, part, name.startswith("decoder.decoder_pred"))
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            parameter.copy_(as_theirs(own, origin[name], model))
-    return twin, origin
-
-
-def as_theirs(own: dict[str, torch.Tensor], origin: tuple[str, slice | None, bool], model: MaskedAutoencoder):
-    """Our tensor in their layout: q, k, v apart; pixels of a prediction channel last."""
-    name, part, pixels = origin
-    tensor = own[name] if part is None else own[name][part]
-    if pixels:
-        (high, wide), channels = model.shape.patch_size, model.shape.channels
-        tensor = tensor.reshape(channels, high, wide, -1).permute(1, 2, 0, 3).reshape(tensor.shape)
-    return tensor
-
-
 @pytest.mark.parametrize("norm_target", [True, False])
 def test_loss_and_every_gradient_equal_those_of_transformers(norm_target: bool) -> None:
     shape = AutoencoderShape(**{**SHAPE.__dict__, "norm_target": norm_target})
     model = new_model(shape)
-    twin, origin = hugging_face_twin(model)
+    peer, origins = twin(model)
     images, noise = torch.randn(6, 3, 32, 32), torch.rand(6, 16)
     ours = model(images, noise)
-    theirs = twin(pixel_values=images, noise=noise)
+    theirs = peer(pixel_values=images, noise=noise)
     assert abs(ours.loss.item() - theirs.loss.item()) <= 1e-5
     ours.loss.backward()
     theirs.loss.backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     compared = 0
-    for name, parameter in twin.named_parameters():
+    for name, parameter in peer.named_parameters():
         if parameter.grad is None or not parameter.requires_grad:
             continue
-        mine = as_theirs(gradients, origin[name], model)
+        mine = as_theirs(gradients, origins[name], model)
         largest = float(parameter.grad.abs().max())
         if "k_proj.bias" in name:  # softmax does not see a shift of all keys: both are zero up to rounding
             assert float(mine.abs().max()) < 1e-6 and largest < 1e-6
@@ -116,9 +57,9 @@ def test_loss_and_every_gradient_equal_those_of_transformers(norm_target: bool) 
 
 
 def test_prediction_and_mask_equal_those_of_transformers(model: MaskedAutoencoder) -> None:
-    twin, _ = hugging_face_twin(model)
+    peer, _ = twin(model)
     images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, 16)
-    ours, theirs = model(images, noise), twin(pixel_values=images, noise=noise)
+    ours, theirs = model(images, noise), peer(pixel_values=images, noise=noise)
     hidden = torch.zeros(2, 16).scatter_(1, ours.masked, 1.0)
     assert torch.equal(hidden, theirs.mask)
     channel_last = ours.prediction.reshape(2, -1, 3, 8, 8).permute(0, 1, 3, 4, 2).reshape(2, -1, 192)

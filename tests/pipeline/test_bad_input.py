@@ -59,6 +59,10 @@ def refused(finished, *words: str) -> None:
             ["--num-clusters", "at least 2"],
         ),
         (["study", "compare", "--out", "y"], ["`moce study` is not there yet"]),
+        (
+            ["bench", "--only", "step-dens,loader"],
+            ["--only cannot be 'step-dens'", "Did you mean 'step-dense'"],
+        ),
         (["prepare", "--images", "x"], ["--out, --short-side must be given"]),
     ],
 )

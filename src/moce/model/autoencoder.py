@@ -360,19 +360,25 @@ class MaskedAutoencoder(nn.Module):
         """
         shape, width = self.shape, self.encoder.embed_dim
         pixels = self.decoder_pred.out_features
-
-        def block(tokens: int, d: int, hidden: int) -> int:
-            return 2 * tokens * (4 * d * d + 2 * d * hidden) + 4 * tokens * tokens * d
-
-        seen, every = shape.num_visible + 1, shape.num_patches + 1
-        hidden = int(width * mlp_ratio(self.encoder))
-        encoder = (
-            len(self.encoder.blocks) * block(seen, width, hidden) + 2 * shape.num_visible * pixels * width
-        )
-        decoder = len(self.decoder_blocks) * block(every, shape.decoder_width, 4 * shape.decoder_width)
-        ends = 2 * seen * width * shape.decoder_width
+        every = shape.num_patches + 1
+        decoder = len(self.decoder_blocks) * block_flops(every, shape.decoder_width, 4 * shape.decoder_width)
+        ends = 2 * (shape.num_visible + 1) * width * shape.decoder_width
         ends += 2 * (shape.num_patches - shape.num_visible) * shape.decoder_width * pixels
-        return encoder + decoder + ends
+        return self.encoder_flops(shape.num_visible) + decoder + ends
+
+    def encoder_flops(self, num_seen: int) -> int:
+        """The encoder's part of it when it sees so many patches; all of them are what `features` costs."""
+        width = self.encoder.embed_dim
+        pixels = self.encoder.patch_embed.proj.weight[0].numel()
+        blocks = len(self.encoder.blocks) * block_flops(
+            num_seen + 1, width, int(width * mlp_ratio(self.encoder))
+        )
+        return blocks + 2 * num_seen * pixels * width
+
+
+def block_flops(tokens: int, width: int, hidden: int) -> int:
+    """Multiply-adds times two of a transformer block: projections, MLP, and both products of attention."""
+    return 2 * tokens * (4 * width * width + 2 * width * hidden) + 4 * tokens * tokens * width
 
 
 def mlp_ratio(encoder: VisionTransformer) -> float:
