@@ -212,9 +212,9 @@ def test_what_leads_to_the_plan_may_be_coarse_but_the_last_plan_is_exact(
     features, _ = mixture([900, 500, 300, 100], width=64, noise=0.3)
     precisions = []
 
-    def noted(*arguments: Any) -> Plan:
+    def noted(*arguments: Any, **options: Any) -> Plan:
         precisions.append(torch.get_float32_matmul_precision())
-        return sinkhorn(*arguments)
+        return sinkhorn(*arguments, **options)
 
     monkeypatch.setattr(balance, "sinkhorn", noted)
     found = balanced_clusters(features, 6, seed=0)

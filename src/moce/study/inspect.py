@@ -82,7 +82,7 @@ def require_whole(info: RunInfo) -> None:
             raise UserError(
                 f"{info.path} lacks its {name}; make it again with --overwrite, or copy the folder again."
             )
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and str(path).isprintable():  # else the library cannot be asked
             require_readable(path)
         elif path.suffix == ".json":
             read_json(path)
