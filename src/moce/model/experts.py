@@ -132,6 +132,63 @@ def dispatch_loop(
     return out
 
 
+ROWS = 32
+"""Each expert gets a multiple of so many rows: libraries of products compile a kernel for every number of rows they
+meet, which takes longer than the product, and with it there are few."""
+
+
+class Layout(NamedTuple):
+    """Rows sorted by expert, each expert's share filled up to a multiple of `ROWS`."""
+
+    taken_P: Int64[Tensor, " places"]  # the row at each place; where a share is filled up, any row
+    place_R: Int64[Tensor, " rows"]  # where each row went
+    shares: list[int]  # places of each expert
+
+
+def layout_of(expert_R: Int64[Tensor, " rows"], num_experts: int) -> Layout:
+    """The places of rows that go to these experts; of one expert in their own order."""
+    counts = torch.bincount(expert_R, minlength=num_experts)
+    filled = (counts + ROWS - 1) // ROWS * ROWS
+    shift = (filled.cumsum(0) - filled) - (counts.cumsum(0) - counts)
+    order = expert_R.argsort(stable=True)
+    rows = torch.arange(len(order), device=order.device)
+    place_R = torch.empty_like(order).scatter_(0, order, rows + shift[expert_R[order]])
+    shares = filled.tolist()
+    return Layout(rows.new_zeros(sum(shares)).scatter_(0, place_R, rows), place_R, shares)
+
+
+class Brought(torch.autograd.Function):
+    """Rows at the places of a layout. Its gradient takes rows where indexing would add them one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_RD: Tensor, taken_P: Tensor, place_R: Tensor) -> Tensor:
+        """[rows, width] to [places, width]."""
+        ctx.save_for_backward(place_R)
+        return rows_RD.index_select(0, taken_P)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradient of the rows; what came from filling up is zero and is left out."""
+        return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class Returned(torch.autograd.Function):
+    """Back from their places to the order of the rows."""
+
+    @staticmethod
+    def forward(ctx: Any, placed_PD: Tensor, place_R: Tensor) -> Tensor:
+        """[places, width] to [rows, width]."""
+        ctx.save_for_backward(place_R)
+        ctx.num_places = len(placed_PD)
+        return placed_PD.index_select(0, place_R)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradient of the places: nothing where a share was filled up."""
+        (grad,) = grads
+        return grad.new_zeros(ctx.num_places, grad.shape[1]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
 def dispatch_sorted(
     experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
 ) -> Tensor:
@@ -140,9 +197,8 @@ def dispatch_sorted(
     An expert without rows gets a zero gradient (the stack's backward fills it in), never None.
     """
     tokens, width = rows_NTD.shape[1:]
-    order = expert_N.argsort(stable=True)
-    counts = torch.bincount(expert_N, minlength=experts.num_experts).tolist()
-    shares = rows_NTD[order].reshape(-1, width).split([n * tokens for n in counts])
+    layout = layout_of(expert_N.repeat_interleave(tokens), experts.num_experts)
+    placed = Brought.apply(rows_NTD.reshape(-1, width), layout.taken_P, layout.place_R)
     weights = zip(
         experts.w1_EDF.unbind(),
         experts.b1_EF.unbind(),
@@ -152,12 +208,10 @@ def dispatch_sorted(
     )
     outs = [
         torch.addmm(b2, F.gelu(torch.addmm(b1, share, w1)), w2)
-        for share, (w1, b1, w2, b2) in zip(shares, weights, strict=True)
+        for share, (w1, b1, w2, b2) in zip(placed.split(layout.shares), weights, strict=True)
         if len(share)
     ]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return torch.cat(outs).reshape(-1, tokens, width)[back]
+    return Returned.apply(torch.cat(outs), layout.place_R).reshape(rows_NTD.shape)
 
 
 # Gates
