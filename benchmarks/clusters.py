@@ -4,8 +4,7 @@
 
 The features are made: a mixture of 1000 classes whose sizes follow a power law, in 40 groups, with a decaying spectrum
 and so much noise that classes overlap. They lie in a file, as those of `moce cluster` do from 1 GiB on. Memory is what
-the process holds besides that file (RssAnon), sampled 20 times a second, less what it held at the start. `--fp32`
-multiplies in full precision everywhere, which is what the result has to be as good as.
+the process holds besides that file (RssAnon), sampled 20 times a second, less what it held at the start.
 """
 
 import argparse
