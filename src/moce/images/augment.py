@@ -136,9 +136,17 @@ def finish(
     std: Sequence[float] = IMAGENET_STD,
 ) -> Float32[Tensor, "images channels h w"]:
     """Mirror and normalise, on the device of `images`: the last step before a model."""
+    scale, offset = _affine(tuple(mean), tuple(std), images.device)
+    if (
+        images.device.type == "cpu"
+    ):  # a picture at a time stays in the cache: a third of the time at 224 pixels (M)
+        out = torch.empty(images.shape)
+        mirrored = [False] * len(images) if flip is None else flip.tolist()
+        for image, mirror, row in zip(images, mirrored, out, strict=True):
+            torch.addcmul(offset[0], (image.flip(-1) if mirror else image).float(), scale[0], out=row)
+        return out
     if flip is not None:
         images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
-    scale, offset = _affine(tuple(mean), tuple(std), images.device)
     return torch.addcmul(offset, images.float(), scale)
 
 
