@@ -1,4 +1,4 @@
-"""A heap of everything: the training pictures of several data sets in one parquet file, labelled by where they come from.
+"""A heap of everything: the training pictures of several data sets in one parquet file, labelled by their set.
 
     python benchmarks/heap.py --data-root DATA --names tiny-imagenet cifar10 eurosat --out runs/heap.parquet
 
