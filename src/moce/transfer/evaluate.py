@@ -101,6 +101,7 @@ def evaluate_task(
             **outcome.settings,
             "image_size": list(encoder.image_size),
             "crop_pct": encoder.crop_pct,
+            "interpolation": encoder.interpolation,
         },
         "chosen_on": "val",
         "seconds": round(time.perf_counter() - start, 3),
