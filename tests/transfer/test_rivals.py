@@ -68,7 +68,7 @@ def test_layers_of_any_architecture_learn_more_slowly_the_deeper_they_lie() -> N
     network = encoder.trainable()
     groups = parameter_groups(Classifier(network, encoder.width, 3, seed=0), 0.5, 0.05)
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters())) + 2
-    assert network.layer_of("network.conv1.weight") == 0
+    assert network.layer_of("network.conv1.0.weight") == 0
     order = [network.layer_of(f"network.layer{i}.0.conv1.weight") for i in (1, 2, 3, 4)]
     assert order == sorted(set(order)) and 0 < order[0] and order[-1] < network.num_layers
     assert {group["scale"] for group in groups} == {0.5**n for n in range(network.num_layers + 1)}
@@ -81,7 +81,11 @@ def test_the_file_of_a_customised_folder_is_the_customised_model(tmp_path: Path,
     folder = customised(tmp_path / "custom")
     wanted = opened(str(folder), size)
     images = pictures(wanted)
-    for uri in (f"timm:local-dir:{folder}", f"timm:test_vit?checkpoint={folder}/model.safetensors", f"hf:{folder}"):
+    for uri in (
+        f"timm:local-dir:{folder}",
+        f"timm:test_vit?checkpoint={folder}/model.safetensors",
+        f"hf:{folder}",
+    ):
         encoder = opened(uri, size)
         assert torch.equal(encoder.features(images), wanted.features(images)), uri
         for name in ("fingerprint", "mean", "std", "crop_pct", "image_size", "width"):
@@ -94,7 +98,12 @@ def customised(folder: Path) -> Path:
     size = {"img_size": [32, 16], "patch_size": 8}
     torch.manual_seed(3)
     vit = timm.create_model("test_vit", **size, num_classes=0, global_pool="avg", fc_norm=False)
-    pixels = {"input_size": [3, 32, 16], "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic"}
+    pixels = {
+        "input_size": [3, 32, 16],
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "interpolation": "bicubic",
+    }
     config = {
         "architecture": "test_vit",
         "num_classes": 0,
@@ -157,8 +166,14 @@ class Trap:
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("timm:vit_tinny_patch16_224", "timm has no model 'vit_tinny_patch16_224'. Did you mean 'vit_tiny_patch16_224'"),
-        ("timm:test_vit.r161_in1k", "of the weights of test_vit .* not 'r161_in1k'. Did you mean 'r160_in1k'"),
+        (
+            "timm:vit_tinny_patch16_224",
+            "timm has no model 'vit_tinny_patch16_224'. Did you mean 'vit_tiny_patch16_224'",
+        ),
+        (
+            "timm:test_vit.r161_in1k",
+            "of the weights of test_vit .* not 'r161_in1k'. Did you mean 'r160_in1k'",
+        ),
         ("timm:test_vit", "cannot load its weights: it is not in the local cache, .*pretrained=false"),
         ("timm:test_vit?pretrain=false", "no option 'pretrain', only pretrained, checkpoint"),
         ("timm:test_vit?pretrained=true&checkpoint=x", "not both"),
@@ -237,7 +252,12 @@ def test_features_of_a_vitmae_are_those_of_transformers(tmp_path: Path, pretrain
     assert ("decoder_pred.weight" in open_vitmae(f"hf:{tmp_path}").tensors) == pretraining
     network = encoder.trainable()
     assert (network.num_layers, network.layer_of("vit.blocks.1.mlp.fc1.weight")) == (3, 2)
-    assert opened(f"hf:{tmp_path}", (48, 32)).features(pictures(encoder).repeat(1, 1, 2, 1)[:, :, :48]).isfinite().all()
+    assert (
+        opened(f"hf:{tmp_path}", (48, 32))
+        .features(pictures(encoder).repeat(1, 1, 2, 1)[:, :, :48])
+        .isfinite()
+        .all()
+    )
 
 
 def test_other_kinds_of_models_of_transformers_are_refused(tmp_path: Path) -> None:
@@ -259,7 +279,9 @@ def test_transformers_that_is_not_installed_is_named(tmp_path: Path, monkeypatch
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"needs the library transformers: pip install 'moce\[transformers\]'"):
+    with pytest.raises(
+        UserError, match=r"needs the library transformers: pip install 'moce\[transformers\]'"
+    ):
         opened(f"hf:{tmp_path}")
 
 
@@ -272,7 +294,18 @@ def test_every_protocol_takes_a_rival(command, tmp_path: Path, tiny_folder: Path
         (task / split).parent.mkdir(exist_ok=True)
         (task / split).symlink_to(tiny_folder)
     line = ["--task", task, "--protocol", "knn,linear,finetune", "--image-size", "32", "--num-workers", "0"]
-    line += ["--epochs", "1", "--lrs", "1e-3", "--batch-size", "8", "--k", "1,3", "--json", tmp_path / "out.json"]
+    line += [
+        "--epochs",
+        "1",
+        "--lrs",
+        "1e-3",
+        "--batch-size",
+        "8",
+        "--k",
+        "1,3",
+        "--json",
+        tmp_path / "out.json",
+    ]
     for name, interpolation in {"test_vit": "bicubic", "test_resnet": "bilinear"}.items():
         done = command("evaluate", f"timm:{name}?pretrained=false", *line)
         assert done.code == 0, done.stderr

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from moce.engine.files import sha256_of
@@ -78,12 +77,11 @@ def read_foreign(name: str) -> Foreign:
         return Foreign(found.tensors, found.pixels, known)
     opened = open_timm(name, quiet=True)
     vit = opened.network
-    if (
-        not isinstance(vit, VisionTransformer)
-        or not is_plain(vit)
-        or type(vit.blocks[0].mlp.act) is not nn.GELU
-    ):
-        raise UserError(f"--init {name} is not a plain ViT (class token, learned positions, GELU MLPs).")
+    plain = is_plain(vit) and not isinstance(vit.norm, nn.Identity) and type(vit.blocks[0].mlp.act) is nn.GELU
+    if not plain:
+        raise UserError(
+            f"--init {name} is not a plain ViT (class token, learned positions, MLPs with GELU, a norm at the end)."
+        )
     known = {"image_size": opened.image_size, "heads": vit.blocks[0].attn.num_heads}
     tensors = {f"encoder.{n}": t for n, t in vit.state_dict().items()}
     return Foreign(tensors, Normalisation(opened.mean, opened.std), known)
@@ -93,6 +91,8 @@ def from_file(path: Path) -> Foreign:
     """A file of the official MAE code or of timm."""
     content = read_weights(path)
     patches = content.get("patch_embed.proj.weight")
+    if "encoder.patch_embed.proj.weight" in content:
+        raise UserError(f"--init {path} is a model of moce: give the run folder that it lies in.")
     if patches is None or patches.ndim != 4:
         raise UserError(
             f"--init {path} holds no ViT under the names of timm or of the official MAE code (it has no "
@@ -117,10 +117,9 @@ def shape_of(foreign: Foreign, model: MaskedAutoencoder) -> dict[str, Any]:
     if (*vit_of(theirs), heads) != (*vit_of(own), model.encoder.blocks[0].attn.num_heads):
         width, depth, hidden = vit_of(theirs)
         usual = depth == (24 if width == 1024 else 12) and hidden == 4 * width
-        described = f"{width} wide, {depth} blocks, MLPs of {hidden}"
-        shape["architecture"] = (
-            NAMES[width] if usual and width in NAMES else f"of another shape ({described})"
-        )
+        usual = usual and foreign.known.get("heads", width // 64) == width // 64
+        described = f"of width {width}, {depth} blocks, MLPs of {hidden} and {heads} heads"
+        shape["architecture"] = NAMES[width] if usual and width in NAMES else described
     patches = theirs["encoder.patch_embed.proj.weight"]
     shape |= {"channels": patches[1], "patch_size": patches[2:]}
     if "decoder_pred.weight" in theirs:
