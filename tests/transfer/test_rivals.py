@@ -92,24 +92,28 @@ def test_the_file_of_a_customised_folder_is_the_customised_model(tmp_path: Path,
             assert getattr(encoder, name) == getattr(wanted, name), (uri, name)
 
 
-def customised(folder: Path) -> Path:
+def customised(folder: Path, channels: int = 3) -> Path:
     """As `moce customize` writes it: patches and size are not the architecture's own."""
     folder.mkdir()
     size = {"img_size": [32, 16], "patch_size": 8}
     torch.manual_seed(3)
-    vit = timm.create_model("test_vit", **size, num_classes=0, global_pool="avg", fc_norm=False)
+    vit = timm.create_model(
+        "test_vit", **size, in_chans=channels, num_classes=0, global_pool="avg", fc_norm=False
+    )
     pixels = {
-        "input_size": [3, 32, 16],
+        "input_size": [channels, 32, 16],
+        "interpolation": "bicubic",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
-        "interpolation": "bicubic",
     }
+    if channels != 3:
+        pixels |= {"mean": [0.1 * n for n in range(channels)], "std": [0.2] * channels}
     config = {
         "architecture": "test_vit",
         "num_classes": 0,
         "num_features": 64,
-        "model_args": {**size, "global_pool": "avg", "fc_norm": False},
-        "pretrained_cfg": {**pixels, "crop_pct": 0.8, "first_conv": "patch_embed.proj", "classifier": "head"},
+        "model_args": {**size, "in_chans": channels, "global_pool": "avg", "fc_norm": False},
+        "pretrained_cfg": {**pixels, "crop_pct": 0.8, "first_conv": None, "classifier": "head"},
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(vit.state_dict(), folder / "model.safetensors")
@@ -208,6 +212,34 @@ def test_crops_are_resized_as_the_model_is_used_to(tiny_folder: Path) -> None:
         assert torch.equal(images[0], normalised(encoder, wanted[None])[0])
 
 
+def in_cache(cache: Path, name: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository as the hub's client keeps it after a download."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots").mkdir()
+    (folder / "snapshots" / ("0" * 40)).symlink_to(files)
+
+
+def test_weights_that_were_downloaded_once_need_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(6)
+    vit = timm.create_model("test_vit", num_classes=1000).eval()
+    (tmp_path / "files").mkdir()
+    save_file(vit.state_dict(), tmp_path / "files" / "model.safetensors")
+    in_cache(tmp_path / "cache", "timm/test_vit.r160_in1k", tmp_path / "files", monkeypatch)
+    for uri in ("timm:test_vit", "timm:test_vit.r160_in1k"):
+        encoder = opened(uri)
+        assert (encoder.method, encoder.about) == ("test_vit.r160_in1k", {"weights": "pretrained"})
+        with torch.no_grad():
+            wanted = vit.forward_features(normalised(encoder, pictures(encoder)))[:, 1:].mean(dim=1)
+        torch.testing.assert_close(encoder.features(pictures(encoder)), wanted, atol=1e-6, rtol=0)
+
+
 # transformers -------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +290,35 @@ def test_features_of_a_vitmae_are_those_of_transformers(tmp_path: Path, pretrain
         .isfinite()
         .all()
     )
+
+
+def test_a_vitmae_that_was_downloaded_once_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vitmae_folder(tmp_path / "files", pretraining=True)
+    in_cache(tmp_path / "cache", "somebody/mae", tmp_path / "files", monkeypatch)
+    named, local = opened("hf:somebody/mae"), opened(f"hf:{tmp_path / 'files'}")
+    assert named.fingerprint == local.fingerprint
+    assert named.mean == local.mean == (0.4, 0.5, 0.6)
+
+
+def test_channels_other_than_three_need_a_normalisation(tmp_path: Path) -> None:
+    folder = customised(tmp_path / "custom", channels=5)
+    alone = tmp_path / "w.safetensors"
+    alone.write_bytes((folder / "model.safetensors").read_bytes())
+    encoder = opened(f"timm:test_vit?checkpoint={folder}/model.safetensors")
+    assert torch.equal(encoder.features(pictures(encoder)), opened(str(folder)).features(pictures(encoder)))
+    assert channels_of(f"timm:local-dir:{folder}") == len(encoder.mean) == 5
+    with pytest.raises(UserError, match="takes 5 channels, whose mean and deviation nobody says"):
+        opened(f"timm:test_vit?checkpoint={alone}", (32, 16))  # 4 x 2 patches, which the file cannot say
+
+
+def test_a_vitmae_of_other_arithmetic_is_refused(tmp_path: Path) -> None:
+    vitmae_folder(tmp_path, pretraining=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    with pytest.raises(UserError, match="has no GELU"):
+        opened(f"hf:{tmp_path}")
 
 
 def test_other_kinds_of_models_of_transformers_are_refused(tmp_path: Path) -> None:

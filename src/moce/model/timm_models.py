@@ -6,7 +6,8 @@
     timm:local-dir:DIR, timm:hf-hub:OWNER/NAME        timm's spelling of a folder and of anybody's repository
 
 A file is safetensors or what torch.save wrote, read as tensors alone. It says its own patch size, channels and, where
-the positions make up a square, size; where a config.json of timm's lies beside it, normalisation and size are those.
+the positions make up a square, size (else --image-size has to be theirs); where a config.json of timm's
+lies beside it, normalisation and size are those.
 """
 
 import math
@@ -83,7 +84,7 @@ def open_timm(uri: str, image_size: tuple[int, int] | None = None, quiet: bool =
     if ":" not in name:
         refuse_unknown_name(uri, name)
     if file:
-        network = from_file(uri, name, Path(file), quiet)
+        network = from_file(uri, name, Path(file), image_size, quiet)
         weights, shown = file, f"{architecture_of(network)} ({Path(file).stem})"
     else:
         network = built(uri, name, pretrained=wanted)
@@ -194,7 +195,7 @@ def left_out(name: str) -> bool:
     return name.split(".")[0] in HEADS or name.startswith(DECODER)
 
 
-def from_file(uri: str, name: str, file: Path, quiet: bool) -> Any:
+def from_file(uri: str, name: str, file: Path, image_size: tuple[int, int] | None, quiet: bool) -> Any:
     """The model with a file's weights, of which every one must find its place and none be missing."""
     tensors = read_weights(file)
     beside = file.parent / "config.json"
@@ -208,8 +209,9 @@ def from_file(uri: str, name: str, file: Path, quiet: bool) -> Any:
         sides = tuple(patches.shape[2:])
         own = {"patch_size": sides[0] if sides[0] == sides[1] else sides, "in_chans": patches.shape[1]}
         # timm takes the size from here, and a patch may not divide the architecture's.
-        if "input_size" not in about and (grid := square_of(tensors)):
-            own["img_size"] = (grid * sides[0], grid * sides[1])
+        if "input_size" not in about:
+            grid = square_of(tensors)
+            own["img_size"] = (grid * sides[0], grid * sides[1]) if grid else image_size
     try:
         network = built(uri, name, **{**arguments, **own})
     except TypeError:

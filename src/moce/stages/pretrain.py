@@ -126,7 +126,11 @@ def foreign_start(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
     say(f"--init {init}: {load_foreign(model, found, init)}", quiet)
     target = found.known.get("norm_target", model.shape.norm_target)
     if target != model.shape.norm_target:
-        say(f"--init {init}: its loss was with --norm-target {target}, this run's is another", quiet)
+        pixels = "normalised within each patch" if target else "as they are"
+        say(
+            f"--init {init}: it predicted pixels {pixels}, unlike this run (--norm-target, --no-norm-target)",
+            quiet,
+        )
     return Start(found.fingerprint(), found.pixels)
 
 
