@@ -111,7 +111,10 @@ def resize_crops_by_products(
 
 
 def centre_crop(
-    image: UInt8[Tensor, "*images channels rows columns"], size: tuple[int, int], crop_pct: float = 1.0
+    image: UInt8[Tensor, "*images channels rows columns"],
+    size: tuple[int, int],
+    crop_pct: float = 1.0,
+    interpolation: str = "bicubic",
 ) -> UInt8[Tensor, "*images channels h w"]:
     """Resized to cover size / crop_pct, then the middle; a picture that has this size already comes back unchanged."""
     height, width = image.shape[-2:]
@@ -123,7 +126,7 @@ def centre_crop(
         resized = [wide * height // width, wide]
     if resized != [height, width]:
         batch = image.reshape(-1, *image.shape[-3:])
-        batch = functional.interpolate(batch, resized, mode="bicubic", antialias=True)
+        batch = functional.interpolate(batch, resized, mode=interpolation, antialias=True)
         image = batch.reshape(*image.shape[:-2], *resized)
     top, left = (round((have - want) / 2) for have, want in zip(resized, size, strict=True))
     return image[..., top : top + size[0], left : left + size[1]].contiguous()
