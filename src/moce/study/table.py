@@ -5,7 +5,7 @@ from typing import Any
 
 from moce.study.intervals import Interval, interval, of_sum
 
-ORDER = ("MAE", "MAE*", "TokenMoE", "MoCE")
+ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
 
 
@@ -133,17 +133,18 @@ def tables(results: list[dict[str, Any]]) -> list[Table]:
 def as_text(table: Table) -> str:
     """The table for a terminal, in per cent; the best of each row has a star."""
     width = max(len(task) for task in [*table.tasks, "mean of 00 tasks"]) + 2
-    lines = [f"{table.protocol:<{width}}" + "".join(f"{m:>11}" for m in table.methods)]
+    column = max(11, *(len(method) + 2 for method in table.methods))
+    lines = [f"{table.protocol:<{width}}" + "".join(f"{m:>{column}}" for m in table.methods)]
     for task in table.tasks:
         best, row = table.best(task), f"{task:<{width}}"
         for method in table.methods:
             value = table.value(task, method)
             shown = "-" if value is None else percent(value)
-            row += f"{shown + ('*' if method in best else ' '):>11}"
+            row += f"{shown + ('*' if method in best else ' '):>{column}}"
         lines.append(row)
     if len(table.shared) > 1:
         row = f"{'mean of ' + str(len(table.shared)) + ' tasks':<{width}}"
         for method in table.methods:
-            row += f"{percent(table.mean(method) or 0) + ' ':>11}"
+            row += f"{percent(table.mean(method) or 0) + ' ':>{column}}"
         lines.append(row)
     return "\n".join(lines)
