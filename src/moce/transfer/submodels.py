@@ -172,14 +172,14 @@ def knn_choice(
     facts = facts_of("a sub-model", about, device)
     train_rows, val_rows = (torch.as_tensor(rows) for rows in split(source))
     num_classes = int(source.labels.max()) + 1
-    defaults = {field.name: field.default for field in dataclasses.fields(EvaluateConfig)}
+    grid: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(EvaluateConfig)}
 
     def score(encoder: Encoder) -> float:
         pictures = Pictures(source, encoder, device, num_workers, quiet=True)
         train, val = labelled(pictures, train_rows), labelled(pictures, val_rows)
         by = scorer("top1", num_classes)
         # The validation pictures stand for test ones too: no others are there, and only the choice counts.
-        outcome = knn(train, val, val, num_classes, by, defaults["k"], defaults["temperature"])
+        outcome = knn(train, val, val, num_classes, by, grid["k"], grid["temperature"])
         return outcome.settings["val_score"]
 
     there = distinct(model, "knn")
