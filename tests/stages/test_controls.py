@@ -118,7 +118,7 @@ def test_a_sub_net_is_customised(controls: Controls, tmp_path: Path, options: di
 
 def test_neighbours_need_labels(controls: Controls, small_runs, tiny_folder: Path, tmp_path: Path) -> None:
     for run, options in ((controls.folder / "sdr", {}), (small_runs.moce, {"strategy": "knn"})):
-        with pytest.raises(UserError, match="'.*blobs' has no labels"):
+        with pytest.raises(UserError, match="'.*blobs' have no labels"):
             moce.customize(run, images=tiny_folder / "blobs", out=tmp_path / "m", quiet=True, **options)
     with pytest.raises(UserError, match="--strategy knn looks at the task's pictures: give --images"):
         moce.customize(controls.folder / "sdr", out=tmp_path / "m", quiet=True)

@@ -53,6 +53,8 @@ def new_experts(dense: MaskedAutoencoder, assigner: Assigner, config: ExpertsCon
     model.set_dispatch(config.dispatch)
     if isinstance(model.gate, Groups):
         model.gate.group_K.copy_(super_clusters(assigner.centroids, shape.num_experts, config.seed)[0])
+        sizes = model.gate.group_K.bincount(minlength=shape.num_experts)
+        say(f"{shape.num_experts} groups of {int(sizes.min())} to {int(sizes.max())} clusters", config.quiet)
     elif isinstance(model.gate, ClusterGate):
         start_gates(model.gate, assigner, config)
     return model

@@ -163,10 +163,10 @@ def knn_choice(
 
     `about` is that of the model's header. UserError where the pictures have no labels.
     """
-    if source.labels is None:
+    if source.labels is None or source.labels.min() < 0:
         raise UserError(
-            f"--strategy knn compares pictures by class, and '{source.uri}' has no labels; put the pictures of each "
-            "class into a folder of their own, or take another strategy."
+            f"--strategy knn compares pictures by class, and those of '{source.uri}' have no labels; put the pictures "
+            "of each class into a folder of their own, or take another strategy."
         )
     device = model.mask_token.device
     facts = facts_of("a sub-model", about, device)
