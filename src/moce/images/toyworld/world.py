@@ -127,7 +127,10 @@ class ToyWorld:
             # Python warns of forking beside torch's threads; the children only draw and never enter torch.
             warnings.simplefilter("ignore", DeprecationWarning)
             # They end by SIGTERM. A handler of ours, inherited, would run after the wait for work that it is to end.
-            undone = {"initializer": signal.signal, "initargs": (signal.SIGTERM, signal.SIG_DFL)}
+            undone: dict[str, Any] = {
+                "initializer": signal.signal,
+                "initargs": (signal.SIGTERM, signal.SIG_DFL),
+            }
             pool = multiprocessing.get_context("fork").Pool(min(num_workers, len(starts)), **undone)
         with pool:
             yield from zip(starts, pool.imap(self._draw_part, starts))
