@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
 from moce.images.sources import open_images
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
-from moce.stages.experts import METHODS, read_clusters
+from moce.stages.membership import read_clusters
 from moce.stages.patches import PATCHES_FILE, write_patches
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         for layer in found[0]["explained"]:
             each = {x: [f["explained"][layer][x] for f in found] for x in found[0]["explained"][layer]}
             means = {x: None if None in v else round(statistics.mean(v), 4) for x, v in each.items()}
-            row = {"run": path, "method": METHODS[info.config["gate"]], "layer": int(layer), **means}
+            row = {"run": path, "method": experts_method(info.config), "layer": int(layer), **means}
             rows.append({**row, "seconds": round(statistics.median(seconds), 2)})
             print(rows[-1], flush=True)
     if given.out:

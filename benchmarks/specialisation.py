@@ -3,11 +3,12 @@
     python benchmarks/specialisation.py runs/moce --clusters runs/clusters --images DATA --others runs/mae-star \
         --out results/specialisation.json
 
-A sub-model is one choice of experts in all expert layers; its group are the pictures whose clusters the clean gates send
-to it. Row g, column s of `loss`: the mean squared error on masked patches (same masks for all) of pictures of group g
-when sub-model s reconstructs them. A specialised expert is better on its own group than the other sub-models are, and
-than the dense model of equal updates (`others`). `gain_own` is, in per cent of the loss, how much better a picture's own
-sub-model is than the mean of the other ones; `gain_over` how much better it is than each of the others.
+A sub-model is one choice of experts in all expert layers; its group are the pictures whose clusters the clean
+gates send to it. Row g, column s of `loss`: the mean squared error on masked patches (same masks for all) of
+pictures of group g when sub-model s reconstructs them. A specialised expert is better on its own group than
+the other sub-models are, and than the dense model of equal updates (`others`). `gain_own` is, in per cent of
+the loss, how much better a picture's own sub-model is than the mean of the other ones; `gain_over` how much
+better it is than each of the others.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
@@ -28,7 +30,7 @@ from moce.images.sources import open_images
 from moce.model.autoencoder import MaskedAutoencoder, rows_of
 from moce.model.experts import Choice, ClusterGate, ExpertAutoencoder
 from moce.model.weights import load_model
-from moce.stages.experts import METHODS, read_clusters
+from moce.stages.membership import read_clusters
 
 
 class Forced:
@@ -93,7 +95,7 @@ def main() -> None:
     present = [g for g in range(len(sub_models)) if (group_N == g).any()]
     result = {
         "run": given.run,
-        "method": METHODS[read_run(given.run, "train-experts").config["gate"]],
+        "method": experts_method(read_run(given.run, "train-experts").config),
         "pictures": len(group_N),
         "sub_models": sub_models.tolist(),
         "pictures_of_group": group_N.bincount(minlength=len(sub_models)).tolist(),

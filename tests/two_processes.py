@@ -31,6 +31,9 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "moce": {"gate": "cluster", "top_k": 2},
     "token": {"gate": "token", "balance": 0.5},
     "star": {"gate": "none"},
+    "sdr": {"gate": "sdr", "distill_until": 0.5},
+    "shuffled": {"shuffle_clusters": True, "embedding": "learned", "gate_start": "super-centroids"},
+    "selected": {"gate": "none", "only_clusters": (1, 4)},
 }
 LONG = {**OPTIONS, "epochs": 4000, "timeout_minutes": 1.0}
 

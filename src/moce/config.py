@@ -21,7 +21,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -202,9 +202,10 @@ class ExpertsConfig(Training):
     images: str = given("the pictures of the clusters")
     out: str = output(dataclasses.MISSING, "folder of the run")
     preset: str | None = given(default=None, help="recipe; by default that of the dense model's run")
-    gate: Literal["cluster", "token", "none"] = method(
+    gate: Literal["cluster", "token", "none", "sdr"] = method(
         "cluster",
-        "what the gate reads: the picture's cluster (MoCE), each token (TokenMoE), or no experts (MAE*)",
+        "what the gate reads: the picture's cluster (MoCE), each token (TokenMoE), or no experts (MAE*); sdr: sub-nets "
+        "that share half of the MLP, one for each group of clusters (SDR)",
     )
     layers: tuple[int, ...] = method((9, 11), "encoder blocks whose MLP becomes experts, counted from 0 (L)")
     num_experts: int = method(8, "experts in each of these blocks (L)", at_least=2)
@@ -222,8 +223,29 @@ class ExpertsConfig(Training):
         1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)", at_least=0
     )
     gate_lr: float = method(1e-3, "learning rate of the gates, whatever the batch (M)", at_least=0)
-    gate_start: Literal["fitted", "random"] = method(
-        "fitted", "fit the gates on the centroids before any expert moves, or leave them at N(0, 0.02) (M)"
+    gate_start: Literal["fitted", "random", "super-centroids"] = method(
+        "fitted",
+        "fit the gates on the centroids before any expert moves; leave them at N(0, 0.02); or start each expert's at "
+        "the centroid of a cluster of centroids (M; the last ours)",
+    )
+    embedding: Literal["centroid", "learned", "random"] = method(
+        "centroid",
+        "what the gate reads of a cluster: its centroid (L), a random vector that is trained along, or one that is not",
+    )
+    shuffle_clusters: bool = method(
+        False, "control: deal the clusters out to the pictures at random; their sizes stay (random clusters)"
+    )
+    only_clusters: tuple[int, ...] | None = method(
+        None,
+        "control: train on the pictures of these clusters alone, with as many updates as on all (data selection; "
+        "--gate none)",
+        at_least=0,
+    )
+    distill_until: float = method(
+        1.0,
+        "share of training up to which distillation keeps its weight; within a tenth more it is faded out (ours)",
+        at_least=0,
+        at_most=1,
     )
     output_scale: Literal["straight-through", "raw"] = method(
         "straight-through", "what multiplies an expert's output: p/stopgrad(p), exactly 1, or p itself (L)"
@@ -233,6 +255,15 @@ class ExpertsConfig(Training):
     )
 
 
+def experts_method(options: Mapping[str, Any]) -> str:
+    """What the method of a run of train-experts is called, by its options."""
+    if options.get("shuffle_clusters"):
+        return "random clusters"
+    if options.get("only_clusters"):
+        return "data selection"
+    return {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*", "sdr": "SDR"}[options["gate"]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CustomizeConfig(Common):
     """Slice the experts that fit a task out of a model with experts: a plain ViT that timm loads."""
@@ -240,7 +271,11 @@ class CustomizeConfig(Common):
     moce: str = given("run folder of train-experts", positional=True)
     images: str | None = given("the task's pictures; labels are not used", default=None)
     out: str = output(dataclasses.MISSING, "folder of the customised model")
-    strategy: str = method("vote", "vote, per-layer, average, nearest or cluster:K (vote R; the others ours)")
+    strategy: str | None = method(
+        None,
+        "vote, per-layer, average, nearest, cluster:K, knn (the pictures' labels choose) or random; by default vote, "
+        "for sub-nets of SDR knn (vote R; the others but knn ours)",
+    )
     strict: bool = method(False, "exit 2 where no cluster fits the task, instead of a warning")
     image_size: int | tuple[int, int] | None = method(
         None, "size of the customised model's pictures, if not that of pre-training: 128 or 96x64", at_least=1
@@ -261,6 +296,11 @@ class EvaluateConfig(Common):
     data_root: str | None = given("folder that the named tasks are in", default=None)
     image_size: int | tuple[int, int] | None = method(
         None, "size of the pictures, if not the model's own: 128 or 96x64 (height x width)", at_least=1
+    )
+    strategy: str | None = method(
+        None,
+        "how a sub-model is chosen where the model has several: as for `moce customize`, or oracle (each is tried, and "
+        "validation by the protocol chooses); by default vote, for sub-nets of SDR knn",
     )
     epochs: int = method(40, "finetune: passes over the training pictures", at_least=1)
     batch_size: int = method(64, "finetune: pictures per step", at_least=1)

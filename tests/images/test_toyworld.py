@@ -1,6 +1,8 @@
 """The toy world: every picture is a function of its name, whoever draws it, and colour says nothing about the class."""
 
 import pickle
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +95,23 @@ def test_the_number_of_processes_changes_nothing(monkeypatch: pytest.MonkeyPatch
     for index in (0, 49, 50, 119):
         assert torch.equal(ToyWorld(uri).get(index)[0], together[index])
     assert torch.equal(toys.get(119)[0], together[119])
+
+
+def test_processes_that_draw_end_at_sigterm_whatever_this_one_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def _draw_part(self: ToyWorld, start: int) -> np.ndarray:
+        as_usual = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        return np.full((50, 3, 16, 16), as_usual, np.uint8)
+
+    monkeypatch.setattr(world, "_SERIAL", 0)
+    monkeypatch.setattr(world, "_CHUNK", 50)
+    monkeypatch.setattr(ToyWorld, "_draw_part", _draw_part)  # by the name that workers ask for
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        assert ToyWorld("toyworld://shapes?num=100&size=16").array(2).all()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_is_drawn_does_not_travel_to_worker_processes() -> None:

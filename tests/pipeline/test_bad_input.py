@@ -370,6 +370,23 @@ def test_folders_that_are_no_run_or_another_kind(command, tmp_path: Path, small_
     assert not (tmp_path / "out").exists()
 
 
+def test_controls_that_cannot_be(command, tmp_path: Path, small_runs) -> None:
+    line = ["train-experts", small_runs.mae, small_runs.clusters, "--images", small_runs.images]
+    line += ["--out", tmp_path / "out"]
+    refused(command(*line, "--only-clusters", "1,8", "--gate", "none"), "name some from 0 to 7")
+    refused(command(*line, "--only-clusters", "1"), "give --gate none, not cluster")
+    refused(
+        command(*line, "--only-clusters", "one", "--gate", "none"), "--only-clusters must be a whole number"
+    )
+    refused(command(*line, "--shuffle-clusters", "--gate", "sdr"), "--shuffle-clusters is for --gate cluster")
+    refused(command(*line, "--gate", "sdr", "--num-experts", "9"), "more than the 8 clusters")
+    refused(command(*line, "--embedding", "learnt"), "Did you mean 'learned'")
+    refused(command(*line, "--distill-until", "1.5"), "--distill-until must be at most 1")
+    assert not (tmp_path / "out").exists()
+    one = command("evaluate", small_runs.mae, "--task", "toyworld://digits", "--strategy", "oracle")
+    refused(one, "is one model")
+
+
 def test_a_model_file_that_is_cut_off(command, tmp_path: Path, small_runs) -> None:
     shutil.copytree(small_runs.mae, tmp_path / "mae")
     whole = (tmp_path / "mae" / "model.safetensors").read_bytes()

@@ -13,7 +13,8 @@ from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape, importance_loss
 from moce.model.weights import load_model
 from moce.stages import feed
-from moce.stages.experts import ExpertsObjective, LabelledBatch, fit_gates
+from moce.stages.experts import ExpertsObjective, LabelledBatch
+from moce.stages.starts import fit_gates
 
 SHAPE = AutoencoderShape(
     "test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2, mask_ratio=0.5

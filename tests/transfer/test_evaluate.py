@@ -167,6 +167,19 @@ def test_pictures_that_cannot_be_read_are_left_out(model: Path, task: Path, tmp_
         result = run(model, tmp_path / "task", protocol, **options)
         assert result["unreadable"] == 1
     assert result["num_test"] == 12
+    (tmp_path / "task" / "test" / "blue" / "extra.png").write_bytes(b"no picture")
+    for number in range(20):  # so that one is less than 5 %
+        shutil.copy(
+            task / "test" / "red" / "1.png", tmp_path / "task" / "test" / "red" / f"copy-{number}.png"
+        )
+    forget()
+    for protocol, options in (("knn", {}), ("finetune", {"epochs": 1, "batch_size": 8, "lrs": (1e-3,)})):
+        result = run(model, tmp_path / "task", protocol, **options)
+        assert result["labels"] == [0] * 4 + [-1] + [1] * 4 + [2] * 24  # "extra" comes fifth
+        assert [i for i, found in enumerate(result["predicted"]) if found < 0] == [4]
+    for number in range(20):
+        (tmp_path / "task" / "test" / "red" / f"copy-{number}.png").unlink()
+    (tmp_path / "task" / "test" / "blue" / "extra.png").unlink()
     (tmp_path / "task" / "test" / "red" / "0.png").write_bytes(b"no picture")  # 1 of 12: too many
     forget()
     with pytest.raises(UserError, match="cannot be read"):

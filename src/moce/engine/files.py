@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -77,10 +78,15 @@ def require_writable(path: str | Path) -> None:
         )
 
 
+# A raw line break occurs in no JSON string, so this finds lists of numbers alone.
+NUMBERS = re.compile(r"\[\n\s*([-+.\deE]+(?:,\n\s*[-+.\deE]+)*)\n\s*\]")
+
+
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+    """Write `content` as indented JSON, a list of numbers on one line, whole or not at all."""
     with write_whole(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        text = NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -37,12 +37,13 @@ class ExpertShape:
 
     layers: tuple[int, ...]
     num_experts: int
-    gate: Literal["cluster", "token"]
+    gate: Literal["cluster", "token", "sdr"]
     num_clusters: int
     cluster_width: int
     top_k: int = 1
     noise: float = 1.0
     output_scale: Literal["straight-through", "raw"] = "straight-through"
+    embedding: Literal["centroid", "learned", "random"] = "centroid"  # what a cluster gate reads
 
     def to_json(self) -> dict[str, Any]:
         """For a file's header."""
@@ -218,7 +219,11 @@ def dispatch_sorted(
 
 
 class ClusterGate(nn.Module):
-    """One linear map without bias per expert layer, on the fixed embedding of a picture's cluster."""
+    """One linear map without bias per expert layer, on the embedding of a picture's cluster.
+
+    `centroids_KD` are these embeddings: the fixed centroids; or, to see what the centroids are good for, fixed random
+    vectors, or such as are trained along.
+    """
 
     def __init__(self, shape: ExpertShape) -> None:
         super().__init__()
@@ -226,7 +231,11 @@ class ClusterGate(nn.Module):
         self.weight_LED = nn.Parameter(torch.empty(len(shape.layers), shape.num_experts, shape.cluster_width))
         nn.init.normal_(self.weight_LED, std=GATE_STD)
         self.centroids_KD: Tensor
-        self.register_buffer("centroids_KD", torch.zeros(shape.num_clusters, shape.cluster_width))
+        embeddings_KD = torch.zeros(shape.num_clusters, shape.cluster_width)
+        if shape.embedding == "learned":
+            self.centroids_KD = nn.Parameter(embeddings_KD)
+        else:
+            self.register_buffer("centroids_KD", embeddings_KD)
 
     def logits(self) -> Float[Tensor, "layers clusters experts"]:
         """Clean logits of every cluster: K rows per layer, whatever the batch. fp32 also under autocast."""
@@ -358,10 +367,17 @@ class ExpertAutoencoder(MaskedAutoencoder):
         width = self.encoder.embed_dim
         for layer in expert_shape.layers:
             hidden = self.encoder.blocks[layer].mlp.fc1.out_features
-            self.encoder.blocks[layer].mlp = ExpertMLPs(expert_shape.num_experts, width, hidden)
-        self.gate: ClusterGate | TokenGate = (
-            ClusterGate(expert_shape) if expert_shape.gate == "cluster" else TokenGate(expert_shape, width)
-        )
+            self.encoder.blocks[layer].mlp = self.new_mlps(width, hidden)
+        self.gate = self.new_gate(width)
+
+    def new_mlps(self, width: int, hidden: int) -> nn.Module:
+        """What takes the place of a dense MLP."""
+        return ExpertMLPs(self.expert_shape.num_experts, width, hidden)
+
+    def new_gate(self, width: int) -> nn.Module:
+        """What chooses among them."""
+        shape = self.expert_shape
+        return ClusterGate(shape) if shape.gate == "cluster" else TokenGate(shape, width)
 
     @classmethod
     def from_dense(cls, dense: MaskedAutoencoder, expert_shape: ExpertShape) -> "ExpertAutoencoder":
@@ -373,14 +389,18 @@ class ExpertAutoencoder(MaskedAutoencoder):
             model.encoder.blocks[layer].mlp.copy_dense(dense.encoder.blocks[layer].mlp)
         return model
 
-    def router(
-        self, labels_B: Tensor | None = None, noise: Tensor | None = None
-    ) -> ClusterRouter | TokenRouter:
+    def router(self, labels_B: Tensor | None = None, noise: Tensor | None = None) -> Any:
         """The router of a batch: pictures' clusters for a cluster gate, nothing for a token gate."""
         if isinstance(self.gate, ClusterGate):
             assert labels_B is not None, "a cluster gate routes by cluster labels"
             return ClusterRouter(self.gate, labels_B, noise)
+        assert isinstance(self.gate, TokenGate)
         return TokenRouter(self.gate, noise)
+
+    def gates(self) -> Float[Tensor, "layers clusters experts"]:
+        """The clean gate of every cluster in every layer; a cluster's expert is the argmax. Not for token gates."""
+        assert isinstance(self.gate, ClusterGate), "a token gate knows no clusters"
+        return self.gate.logits().detach().softmax(dim=-1)
 
     def set_dispatch(self, dispatch: Literal["sorted", "loop"]) -> None:
         """Choose how rows reach their experts."""

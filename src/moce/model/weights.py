@@ -18,6 +18,7 @@ from moce.engine.files import sha256_of, write_whole
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, shape_json
 from moce.model.experts import ExpertAutoencoder, ExpertShape
+from moce.model.subnets import SubnetAutoencoder
 
 SCHEMA = 1
 HEADER = "moce"
@@ -92,7 +93,8 @@ def build_model(header: Mapping[str, Any]) -> MaskedAutoencoder:
     """An untrained model of the header's shape."""
     shape = AutoencoderShape.from_json(header["shape"])
     if header.get("experts"):
-        return ExpertAutoencoder(shape, ExpertShape.from_json(header["experts"]))
+        experts = ExpertShape.from_json(header["experts"])
+        return (SubnetAutoencoder if experts.gate == "sdr" else ExpertAutoencoder)(shape, experts)
     return MaskedAutoencoder(shape)
 
 

@@ -10,8 +10,14 @@ of the chosen cluster.
     average     in every layer the mean of the experts, weighted by votes: one model, no bet on a cluster
     nearest     the cluster whose centroid is nearest to the mean of the task's features
     cluster:K   cluster K; no pictures needed
+    knn         the sub-model whose nearest neighbours name the pictures best: 80 % of each class against the rest. The
+                only one that reads labels; how SDR, whose sub-nets are customised here as well, chooses
+    random      any of the sub-models, as the seed says; no pictures needed
+
+For sub-nets of SDR, "expert" means sub-net, and a cluster's expert is the sub-net of its group, in every layer.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +34,7 @@ from moce.config import CustomizeConfig, pair, verb
 from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.progress import say, track
+from moce.engine.randomness import uniform
 from moce.engine.runs import open_run, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import centred_batches, survey
@@ -35,14 +42,16 @@ from moce.images.sources import Source, open_images, require_apart
 from moce.images.tasks import split_uri
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import build_encoder, require_whole_patches
-from moce.model.experts import ClusterGate, ExpertAutoencoder
+from moce.model.experts import ExpertAutoencoder
 from moce.model.resize import resize_encoder
 from moce.model.weights import fingerprint, load_model
 from moce.stages.feed import list_unreadable
+from moce.stages.membership import CLUSTERS_FILE
 from moce.stages.nearest import SHEET, nearest_pictures, write_sheet
 
-STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K")
-CLUSTERS_FILE, THUMBS_FILE = "clusters.safetensors", "thumbs/thumbs.safetensors"
+STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K", "knn", "random")
+BLIND = ("cluster:", "random")  # strategies that begin so look at no pictures
+THUMBS_FILE = "thumbs/thumbs.safetensors"
 LEAST_PERCENTILE = 5.0  # of random pre-training subsets of the task's size; below it no cluster fits
 MOST_ENTROPY = 0.9  # of the vote, as a share of log K; above it no cluster fits
 NUM_SUBSETS = 1000
@@ -143,6 +152,9 @@ class Selection:
     shares_LE: Float[Tensor, "layers experts"] | None = (
         None  # of the task's pictures that would go to each expert
     )
+    tried: dict[str, float] | None = (
+        None  # where labels chose: the score of each sub-model, by its first cluster
+    )
 
     def experts(self, layers: tuple[int, ...]) -> dict[str, Any]:
         """{layer: index of its expert}, or all weights where experts are averaged."""
@@ -151,35 +163,84 @@ class Selection:
         return {str(layer): int(row.argmax()) if one_hot else row.tolist() for layer, row in rows}
 
 
-def select(strategy: str, model: ExpertAutoencoder, assigner: Assigner, votes: Votes | None) -> Selection:
-    """Turn votes into experts. UserError for an unknown strategy, or one that needs pictures and has none."""
-    assert isinstance(model.gate, ClusterGate)
-    chosen_LK = model.gate.logits().detach().cpu().argmax(dim=-1)
-    num_experts, num_clusters = model.expert_shape.num_experts, assigner.num_clusters
-    one_hot_LKE = torch.nn.functional.one_hot(chosen_LK, num_experts).double()
+def routes(model: ExpertAutoencoder) -> Int64[Tensor, "layers clusters"]:
+    """The expert that each cluster's pictures go to in every layer."""
+    return model.gates().cpu().argmax(dim=-1)
+
+
+def default_strategy(gate: str) -> str:
+    """How the method itself chooses a sub-model."""
+    return "knn" if gate == "sdr" else "vote"
+
+
+def distinct(model: ExpertAutoencoder, strategy: str = "cluster:K") -> list[Selection]:
+    """Every sub-model that some cluster leads to, once, in the order of the first cluster that does."""
+    chosen_LK = routes(model)
+    first: dict[tuple[int, ...], int] = {}
+    for cluster, experts in enumerate(chosen_LK.T.tolist()):
+        first.setdefault(tuple(experts), cluster)
+    return [Selection(strategy, k, weights_of(model, chosen_LK[:, k])) for k in first.values()]
+
+
+def weights_of(
+    model: ExpertAutoencoder, chosen_L: Int64[Tensor, " layers"]
+) -> Float[Tensor, "layers experts"]:
+    """One expert in every layer, as weights."""
+    return torch.nn.functional.one_hot(chosen_L, model.expert_shape.num_experts).float()
+
+
+def vote_shares(model: ExpertAutoencoder, votes: Votes) -> Float[Tensor, "layers experts"]:
+    """The share of the task's pictures that would go to each expert."""
+    one_hot_LKE = torch.nn.functional.one_hot(routes(model), model.expert_shape.num_experts).double()
+    return torch.einsum("k,lke->le", votes.histogram_K.double() / votes.num_images, one_hot_LKE).float()
+
+
+def require_strategy(strategy: str, num_clusters: int, known: tuple[str, ...] = STRATEGIES) -> None:
+    """UserError for a strategy that does not exist, or a cluster that does not."""
     if strategy.startswith("cluster:"):
         number = strategy.removeprefix("cluster:")
-        if not number.isdigit() or int(number) >= num_clusters:
+        if not (number.isascii() and number.isdigit()) or int(number) >= num_clusters:
             raise UserError(f"--strategy {strategy}: name a cluster from 0 to {num_clusters - 1}.")
-        return Selection(strategy, int(number), one_hot_LKE[:, int(number)].float())
-    if strategy not in STRATEGIES:
+    elif strategy not in known or strategy == "cluster:K":
         raise UserError(
-            f"There is no strategy '{strategy}': choose one of {', '.join(STRATEGIES)}."
-            f"{did_you_mean(strategy, STRATEGIES)}"
+            f"There is no strategy '{strategy}': choose one of {', '.join(known)}.{did_you_mean(strategy, known)}"
         )
-    if votes is None:
+
+
+def select(
+    strategy: str,
+    model: ExpertAutoencoder,
+    assigner: Assigner,
+    votes: Votes | None,
+    seed: int = 0,
+    task: str = "",
+) -> Selection:
+    """Turn votes into experts. UserError for an unknown strategy, or one that needs pictures and has none.
+
+    Where labels choose (knn), `moce.transfer.submodels` does. `seed` and `task` say which sub-model is a random one, so
+    that of several tasks each has its own.
+    """
+    require_strategy(strategy, assigner.num_clusters)
+    shares_LE = None if votes is None else vote_shares(model, votes)
+    if strategy.startswith("cluster:"):
+        cluster = int(strategy.removeprefix("cluster:"))
+        return Selection(strategy, cluster, weights_of(model, routes(model)[:, cluster]))
+    if strategy == "random":
+        there = distinct(model, strategy)
+        draw = uniform(seed, f"random sub-model {task}", 0, torch.zeros(1, dtype=torch.int64), 1)
+        return there[int(draw * len(there))]
+    if votes is None or shares_LE is None:
         raise UserError(f"--strategy {strategy} looks at the task's pictures: give --images.")
-    share_LE = torch.einsum("k,lke->le", votes.histogram_K.double() / votes.num_images, one_hot_LKE).float()
     if strategy == "average":
-        return Selection(strategy, None, share_LE, share_LE)
+        return Selection(strategy, None, shares_LE, shares_LE)
     if strategy == "per-layer":
-        best = torch.nn.functional.one_hot(share_LE.argmax(dim=1), num_experts)
-        return Selection(strategy, None, best.float(), share_LE)
+        return Selection(strategy, None, weights_of(model, shares_LE.argmax(dim=1)), shares_LE)
     if strategy == "nearest":
         cluster = int((assigner.centroids @ votes.mean_embedding).argmax())
     else:
+        assert strategy == "vote", f"{strategy} does not choose by votes"
         cluster = int(votes.histogram_K.argmax())
-    return Selection(strategy, cluster, one_hot_LKE[:, cluster].float(), share_LE)
+    return Selection(strategy, cluster, weights_of(model, routes(model)[:, cluster]), shares_LE)
 
 
 @torch.no_grad()
@@ -190,10 +251,8 @@ def slice_encoder(model: ExpertAutoencoder, selection: Selection) -> VisionTrans
             f"This model sends a picture through {model.expert_shape.top_k} experts, so no slice of the dense size "
             "equals it; train with --top-k 1 to customise."
         )
-    assert isinstance(model.gate, ClusterGate)
-    state = {
-        n: t for n, t in model.encoder.state_dict().items() if not any(x in n for x in ("_EDF", "_EF", "_ED"))
-    }
+    vit = build_encoder(model.shape)
+    state = {n: t for n, t in model.encoder.state_dict().items() if n in vit.state_dict()}
     for i, layer in enumerate(model.expert_shape.layers):
         experts, weights_E = model.encoder.blocks[layer].mlp, selection.weights_LE[i]
         scales_E = output_scales(model, i, selection)
@@ -204,7 +263,6 @@ def slice_encoder(model: ExpertAutoencoder, selection: Selection) -> VisionTrans
             state[f"blocks.{layer}.mlp.{name}"] = (
                 parts[0][name] if len(kept) == 1 else torch.stack(weighted).sum(dim=0)
             )
-    vit = build_encoder(model.shape)
     vit.load_state_dict(state, strict=True)
     return vit.eval().requires_grad_(False)
 
@@ -217,8 +275,7 @@ def output_scales(model: ExpertAutoencoder, index: int, selection: Selection) ->
     num_experts = model.expert_shape.num_experts
     if model.expert_shape.output_scale == "straight-through":
         return [1.0] * num_experts
-    assert isinstance(model.gate, ClusterGate)
-    best_K, choice_K = model.gate.logits()[index].softmax(dim=1).cpu().max(dim=1)
+    best_K, choice_K = model.gates()[index].cpu().max(dim=1)
     if selection.cluster is not None:
         return [float(best_K[selection.cluster])] * num_experts
     return [float(best_K[choice_K == e].mean()) if (choice_K == e).any() else 1.0 for e in range(num_experts)]
@@ -235,6 +292,7 @@ def choice_of(selection: Selection, votes: Votes | None, model: ExpertAutoencode
         "margin": votes.margin if votes else None,
         "entropy": votes.entropy if votes else None,
         "experts": selection.experts(layers),
+        **({} if selection.tried is None else {"tried": len(selection.tried), "scores": selection.tried}),
         "num_experts": model.expert_shape.num_experts,
         "shares": {} if shares_LE is None else dict(zip(map(str, layers), shares_LE.tolist(), strict=True)),
         "fit": {
@@ -250,6 +308,7 @@ def choice_of(selection: Selection, votes: Votes | None, model: ExpertAutoencode
 
 def customised(
     model: ExpertAutoencoder,
+    header: dict[str, Any],
     assigner: Assigner,
     source: Source | None,
     strategy: str = "vote",
@@ -259,8 +318,17 @@ def customised(
 
     `looking` goes to `count_votes`: batch_size, num_workers, quiet, seed.
     """
+    require_strategy(strategy, assigner.num_clusters)
     votes = None if source is None else count_votes(assigner, source, **looking)
-    selection = select(strategy, model, assigner, votes)
+    if strategy == "knn" and source is not None:
+        from moce.transfer.submodels import knn_choice  # what measures models stands above
+
+        own = {n: looking[n] for n in ("num_workers", "quiet") if n in looking}
+        chosen = knn_choice(model, header["about"], source, **own)
+        shares_LE = None if votes is None else vote_shares(model, votes)
+        selection = dataclasses.replace(chosen, shares_LE=shares_LE)
+    else:
+        selection = select(strategy, model, assigner, votes, looking.get("seed", 0))
     return slice_encoder(model, selection), choice_of(selection, votes, model), votes
 
 
@@ -304,12 +372,12 @@ def timm_config(
 
 
 def read_moce(path: str | Path, device: torch.device) -> tuple[ExpertAutoencoder, dict[str, Any], Assigner]:
-    """(model, header, assigner) of a run folder with a cluster gate; UserError for any other run."""
+    """(model, header, assigner) of a run folder with sub-models to slice out; UserError for any other run."""
     info = read_run(path, "train-experts")
-    if info.config.get("gate") != "cluster":
+    if info.config.get("gate") not in ("cluster", "sdr"):
         raise UserError(
-            f"{path} was trained with --gate {info.config.get('gate')}: only experts with a cluster gate can be "
-            "sliced out."
+            f"{path} was trained with --gate {info.config.get('gate')}: only experts with a cluster gate, and sub-nets "
+            "of SDR, can be sliced out."
         )
     info.result()
     model, header = load_model(info.path, device)
@@ -327,10 +395,13 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     model, header, assigner = read_moce(config.moce, device)
     image_size = pair(config.image_size) if config.image_size else model.shape.image_size
     require_whole_patches(image_size, model.shape.patch_size)
-    needs_pictures = not config.strategy.startswith("cluster:")
+    strategy = config.strategy or default_strategy(model.expert_shape.gate)
+    require_strategy(strategy, assigner.num_clusters)
+    config = dataclasses.replace(config, strategy=strategy)
+    needs_pictures = not strategy.startswith(BLIND)
     source = open_images(config.images, model.shape.channels) if config.images is not None else None
     if source is not None and not needs_pictures:
-        say(f"--strategy {config.strategy} does not look at --images", config.quiet)
+        say(f"--strategy {strategy} does not look at --images", config.quiet)
         source = None
     if source is not None:
         require_apart(source, config.out, below=False)
@@ -344,8 +415,9 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
     looking = {"batch_size": config.batch_size, "num_workers": num_workers_of(config.num_workers)}
     vit, choice, votes = customised(
-        model, assigner, source, config.strategy, quiet=config.quiet, seed=config.seed, **looking
+        model, header, assigner, source, strategy, quiet=config.quiet, seed=config.seed, **looking
     )
+    choice["method"] = header["about"]["method"]
     if choice["warning"]:
         if config.strict:
             raise UserError(f"{choice['warning']} Nothing was written (--strict).")
@@ -373,7 +445,7 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
                 {n: t.contiguous() for n, t in vit.state_dict().items()}, temporary, metadata={"format": "pt"}
             )
         tell(choice, votes, run.path, config.quiet)
-        result = {"verb": "customize", "method": "MoCE", "out": str(run.path), **choice}
+        result = {"verb": "customize", "out": str(run.path), **choice}
         result["unreadable"] = len(unreadable)
         result["parameters"] = sum(p.numel() for p in vit.parameters())
         return run.finish({**result, "fingerprint": fingerprint(vit), "seed": config.seed})

@@ -3,14 +3,16 @@
     gate cluster   MoCE       loss = L_MAE + a * balance + b * imbalance + d * distillation
     gate token     TokenMoE   loss = L_MAE + a / 2 * (importance + load) + d * distillation
     gate none      MAE*       loss = L_MAE + d * distillation
+    gate sdr       SDR        loss = L_MAE + d * distillation, the whole net for a third of the updates, then sub-nets
 
-All three start from the dense model and see the same pictures, crops and masks in the same order.
+All start from the dense model and see the same pictures, crops and masks in the same order; but for `--only-clusters`,
+which trains on the pictures of some clusters alone, and as long as on all.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moce.config import ExpertsConfig, Training, verb
+from moce.config import ExpertsConfig, Training, experts_method, verb
 from moce.engine.devices import moved, num_workers_of, pick_device
 from moce.engine.files import sha256_of, write_whole
 from moce.engine.processes import group
@@ -28,38 +30,39 @@ from moce.engine.randomness import normal
 from moce.engine.runs import Run, open_run, read_run
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
-from moce.images.loader import Batch, readable_substitute, survey
+from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation
 from moce.images.sources import open_images, require_apart
-from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import (
-    ClusterGate,
     ClusterRouter,
     ExpertAutoencoder,
-    ExpertShape,
     TokenRouter,
     expected_choices,
     imbalance_loss,
     importance_loss,
     squared_variation,
 )
+from moce.model.subnets import GroupRouter
 from moce.model.weights import fingerprint, load_model, save_model
 from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared, share
+from moce.stages.membership import CLUSTERS_FILE, Clusters, read_clusters
 from moce.stages.patches import PATCHES_FILE, write_patches
+from moce.stages.starts import new_experts
 
-METHODS = {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*"}
-CLUSTERS_FILE = "clusters.safetensors"
+WHOLE = 1 / 3  # of SDR's updates train the whole net
+FADE = 0.1  # of training, over which distillation is faded out
 SURE = 0.9  # the mean largest gate that training must have passed ...
 SURE_BY = 0.2  # ... after this share of its steps; else the choice of experts is noise (M)
 
 
 class LabelledBatch(NamedTuple):
-    """A batch, the clusters of its pictures, and how the global batch spreads over all clusters."""
+    """A batch, the clusters of its pictures, how the global batch spreads over all clusters, and when it comes."""
 
     pictures: Batch
     labels_B: Int64[Tensor, " images"]
     histogram_K: Float[Tensor, " clusters"]
+    progress: float = 0.0  # the share of training that is done before it
 
 
 class GateLosses(NamedTuple):
@@ -83,7 +86,7 @@ class LabelledFeed:
         for step, batch in enumerate(self.feed.batches(first_step, rank, processes), first_step):
             everywhere = self.labels[self.feed.order.batch(step)[0]]
             histogram = torch.bincount(everywhere, minlength=self.num_clusters).float()
-            yield LabelledBatch(batch, self.labels[batch.indices], histogram)
+            yield LabelledBatch(batch, self.labels[batch.indices], histogram, step / self.feed.plan.num_steps)
 
 
 class ExpertsObjective(nn.Module):
@@ -99,7 +102,8 @@ class ExpertsObjective(nn.Module):
         super().__init__()
         self.trained, self.config, self.pixels = model, config, pixels
         self.teacher = dense.requires_grad_(False) if config.distill else None
-        self.layers = model.expert_shape.layers if isinstance(model, ExpertAutoencoder) else ()
+        shape = model.expert_shape if isinstance(model, ExpertAutoencoder) else None
+        self.layers = shape.layers if shape and shape.gate != "sdr" else ()  # those with gates
         self._warned = False
 
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,9 +117,12 @@ class ExpertsObjective(nn.Module):
         part = share(len(images), self.config)
         logs = {"reconstruction": output.loss * part}
         loss = logs["reconstruction"]
-        if self.teacher is not None:
+        fading = distill_share(batch.progress, self.config.distill_until)
+        if self.teacher is not None and fading > 0:
             logs["distill"] = self._distance(images, output.visible, output.latent) * part
-            loss = loss + self.config.distill * logs["distill"]
+            loss = loss + self.config.distill * fading * logs["distill"]
+        elif self.teacher is not None:
+            logs["distill"] = torch.zeros_like(logs["reconstruction"])  # not looked at any more
         if isinstance(router, ClusterRouter):
             added, of_batch, of_images = self._cluster_gate(router, moved(batch.histogram_K, device))
         elif isinstance(router, TokenRouter):
@@ -124,10 +131,14 @@ class ExpertsObjective(nn.Module):
             return loss, logs
         return loss + added, {**logs, **of_batch, **{n: value * part for n, value in of_images.items()}}
 
-    def _router(self, batch: LabelledBatch, device: torch.device) -> ClusterRouter | TokenRouter | None:
+    def _router(
+        self, batch: LabelledBatch, device: torch.device
+    ) -> ClusterRouter | TokenRouter | GroupRouter | None:
         if not isinstance(self.trained, ExpertAutoencoder):
             return None
         shape, pictures = self.trained.expert_shape, batch.pictures
+        if shape.gate == "sdr":
+            return self.trained.router(None if batch.progress < WHOLE else moved(batch.labels_B, device))
         layers, experts, images = len(shape.layers), shape.num_experts, len(pictures.indices)
         tokens = 1 if shape.gate == "cluster" else self.trained.shape.num_visible + 1
         draw = normal(self.config.seed, "gate", pictures.epochs, pictures.indices, layers * tokens * experts)
@@ -200,7 +211,8 @@ class ExpertsObjective(nn.Module):
         groups = parameter_groups(self.trained, peak, config.weight_decay)
         for gate in gates:
             gate.requires_grad = True
-        return [*groups, {"params": gates, "weight_decay": 0.0, "peak_lr": self.config.gate_lr}]
+        own = {"params": gates, "weight_decay": 0.0, "peak_lr": self.config.gate_lr}
+        return [*groups, own] if gates else groups
 
     def flops_per_image(self) -> int:
         """Active FLOPs of a step: one expert per row costs what the dense MLP costs; the teacher is not counted."""
@@ -236,123 +248,34 @@ class ExpertsObjective(nn.Module):
         )
 
 
-def fit_gates(
-    gate: ClusterGate,
-    sizes_K: Int64[Tensor, " clusters"],
-    balance: float,
-    imbalance: float,
-    num_steps: int = 1000,
-    lr: float = 0.02,
-) -> list[dict[str, float]]:
-    """Fit the gates on the centroids with balance + imbalance, before any expert moves (ours; M).
-
-    Without this a gate needs thousands of steps to become sure, during which the experts all see everything. Returns
-    per layer the mean largest gate and the largest load over the even one, both weighted by the clusters' sizes.
-
-    The weight of imbalance rises from 0 over the first half: clusters spread over the experts before they settle. At
-    full weight from the start 0 to 3 of 8 experts were left without a cluster, with the rise none (M).
-    """
-    optimizer = torch.optim.Adam([gate.weight_LED], lr=lr)
-    weight_K = sizes_K.float().to(gate.weight_LED.device)
-    for step in range(num_steps):
-        gates_LKE = gate.logits().softmax(dim=-1)
-        sharp = imbalance * min(2 * step / num_steps, 1)
-        losses = [
-            balance * importance_loss(g, weight_K) + sharp * imbalance_loss(g, weight_K) for g in gates_LKE
-        ]
-        optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
-        optimizer.step()
-        optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / num_steps)
-    gate.weight_LED.grad = None
-    fitted = []
-    for gates_KE in gate.logits().detach().softmax(dim=-1):
-        share_K = weight_K / weight_K.sum()
-        load_E = torch.zeros(gates_KE.shape[1], device=share_K.device).index_add_(
-            0, gates_KE.argmax(1), share_K
-        )
-        fitted.append(
-            {
-                "max_gate": float((gates_KE.amax(1) * share_K).sum()),
-                "largest_load": float(load_E.max() * len(load_E)),
-            }
-        )
-    return fitted
+def distill_share(progress: float, until: float) -> float:
+    """What the weight of distillation is multiplied by: 1 up to the share `until` of training, 0 a tenth later."""
+    return 1.0 if until >= 1 else min(max(1 - (progress - until) / FADE, 0.0), 1.0)
 
 
 def routing_table(model: ExpertAutoencoder) -> dict[str, dict[str, list[Any]]]:
     """Per expert layer: the expert that each cluster's clean gate picks, and the gate."""
-    assert isinstance(model.gate, ClusterGate)
-    gates_LKE = model.gate.logits().detach().softmax(dim=-1)
     return {
         str(layer): {"expert": gates.argmax(1).tolist(), "gate": gates.tolist()}
-        for layer, gates in zip(model.expert_shape.layers, gates_LKE, strict=True)
+        for layer, gates in zip(model.expert_shape.layers, model.gates(), strict=True)
     }
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """What stage 1 left: the assigner and the label of every picture."""
-
-    assigner: Assigner
-    labels: Int64[Tensor, " pictures"]
-    folder: Path
-
-
-def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str) -> Clusters:
-    """The clusters of a run folder; UserError when they are of another encoder or of other pictures."""
-    info = read_run(folder, "cluster")
-    info.result()
-    assigner = Assigner.load(info.path / CLUSTERS_FILE)
-    if assigner.encoder_fingerprint != fingerprint(dense):
+def require_sense(config: ExpertsConfig) -> None:
+    """UserError for options that exclude each other; says which of those given are not used."""
+    if config.shuffle_clusters and config.gate != "cluster":
         raise UserError(
-            f"The clusters in {folder} are of another encoder; run `moce cluster` on this dense model."
+            f"--shuffle-clusters is for --gate cluster, not {config.gate}: it shows what gates do without clusters."
         )
-    if assigner.images_fingerprint != images_fingerprint:
-        raise UserError(
-            f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`."
-        )
-    try:
-        labels = torch.from_numpy(np.load(info.path / "labels.npy"))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{info.path / 'labels.npy'} cannot be read ({error}); run `moce cluster` again."
-        ) from None
-    unreadable = (labels < 0).nonzero().flatten().tolist()
-    return Clusters(assigner, labels[readable_substitute(unreadable, len(labels))], info.path)
-
-
-def new_experts(dense: MaskedAutoencoder, assigner: Assigner, config: ExpertsConfig) -> MaskedAutoencoder:
-    """The model that training starts from; for gate `none` a copy of the dense one."""
-    if config.gate == "none":
-        model = MaskedAutoencoder(dense.shape)
-        model.load_state_dict(dense.state_dict())
-        return model
-    shape = ExpertShape(
-        layers=tuple(sorted(config.layers)),
-        num_experts=config.num_experts,
-        gate=config.gate,
-        num_clusters=len(assigner.centroids),
-        cluster_width=assigner.centroids.shape[1],
-        top_k=config.top_k,
-        noise=config.gate_noise,
-        output_scale=config.output_scale,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = ExpertAutoencoder.from_dense(dense, shape)
-    if isinstance(model.gate, ClusterGate):
-        model.gate.centroids_KD.copy_(assigner.centroids)
-        if config.gate_start == "fitted":
-            fitted = fit_gates(model.gate, assigner.sizes, config.balance, config.imbalance)
-            for layer, seen in zip(shape.layers, fitted, strict=True):
-                say(
-                    f"gate of block {layer} fitted on {shape.num_clusters} clusters: mean largest gate "
-                    f"{seen['max_gate']:.3f}, largest load {seen['largest_load']:.2f} times the even one",
-                    config.quiet,
-                )
-    model.set_dispatch(config.dispatch)
-    return model
+    if config.only_clusters and config.gate != "none":
+        raise UserError(f"--only-clusters trains the dense model: give --gate none, not {config.gate}.")
+    unused = {
+        "none": "trains no experts: --layers, --num-experts, --balance and --imbalance are not used",
+        "token": "has no imbalance loss and reads no cluster: --imbalance, --gate-start and --embedding are not used",
+        "sdr": "has no gate: --top-k, --balance, --imbalance, --gate-start, --embedding and the like are not used",
+    }
+    if config.gate in unused and not (config.gate == "none" and not config.imbalance):
+        say(f"gate {config.gate} {unused[config.gate]}", config.quiet)
 
 
 @verb(ExpertsConfig)
@@ -362,12 +285,15 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     Returns the run's result: method, loss terms, gates, seconds, images_per_second, parameters, active_parameters, ...
     """
     pick_device(config.device)  # says so before anything is written
+    require_sense(config)
     dense_run = read_run(config.mae, "pretrain")
     dense_run.result()
     dense, header = load_model(dense_run.path)
     source = open_images(config.images, dense.shape.channels)
     require_apart(source, config.out, below=False)
     clusters = read_clusters(config.clusters, dense, source.fingerprint())
+    trained_on = clusters.shuffled(config.seed) if config.shuffle_clusters else clusters
+    selected = clusters.members(config.only_clusters) if config.only_clusters else None
     model = new_experts(dense, clusters.assigner, config)
     checked = survey(source, config.quiet)
     inputs = {
@@ -375,22 +301,16 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         "dense model": fingerprint(dense),
         "clusters": sha256_of(clusters.labels.numpy().tobytes()),
     }
-    if config.gate == "none" and config.imbalance:
-        say(
-            "gate none trains no experts: --layers, --num-experts, --balance and --imbalance are not used",
-            config.quiet,
-        )
-    elif config.gate == "token":
-        say("a token gate has no imbalance loss: --imbalance and --gate-start are not used", config.quiet)
     with open_run(config.out, "train-experts", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)
             return run.result()
-        feed = open_feed(source, checked, model.shape.image_size, config)
-        labelled = LabelledFeed(feed, clusters.labels, len(clusters.assigner.centroids))
+        feed = open_feed(source, checked, model.shape.image_size, config, selected)
+        labels = trained_on.labels
+        labelled = LabelledFeed(feed, labels, clusters.assigner.num_clusters)
         pixels = Normalisation(tuple(header["about"]["mean"]), tuple(header["about"]["std"]))
         objective = ExpertsObjective(model, dense, config, pixels)
-        method = METHODS[config.gate]
+        method = experts_method(dataclasses.asdict(config))
         result = train(run, objective, labelled.batches, feed.plan, config, f"train-experts ({method})")
         about = {
             **header["about"],
@@ -399,11 +319,11 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
             "dense": inputs["dense model"],
         }
         run.once(lambda: leave_clusters(run, clusters))
-        if isinstance(model, ExpertAutoencoder) and config.gate == "cluster":
+        if isinstance(model, ExpertAutoencoder) and config.gate != "token":
             run.write_json("routing.json", routing_table(model))
         if isinstance(model, ExpertAutoencoder):
             say("looking at what the gates follow", config.quiet)
-            look = (clusters.labels, about, clusters.assigner.crop_pct, config.seed)
+            look = (labels, about, clusters.assigner.crop_pct, config.seed)
             patches, workers = run.path / PATCHES_FILE, num_workers_of(config.num_workers)
             run.once(lambda: write_patches(patches, model, source, *look, num_workers=workers))
         unreadable = group().union(feed.unreadable)
@@ -414,7 +334,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
                 "verb": "train-experts",
                 "method": method,
                 "out": str(run.path),
-                "num_images": len(source),
+                "num_images": len(feed.order),
                 "unreadable": len(unreadable),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "active_parameters": sum(p.numel() for p in dense.parameters()),

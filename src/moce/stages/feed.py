@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from moce.config import Training
@@ -63,19 +63,37 @@ class Feed:
             yield batch
 
 
-def open_feed(source: Source, checked: Survey, image_size: tuple[int, int], config: Training) -> Feed:
-    """The feed of a run over surveyed pictures. UserError when a process would get none of a batch."""
+def open_feed(
+    source: Source,
+    checked: Survey,
+    image_size: tuple[int, int],
+    config: Training,
+    selected: Int64[Tensor, " selected"] | None = None,
+) -> Feed:
+    """The feed of a run over surveyed pictures. UserError when a process would get none of a batch.
+
+    Where only `selected` pictures are trained on, there are as many steps as all pictures would have had.
+    """
     if config.batch_size < group().world:
         raise UserError(
             f"--batch-size {config.batch_size} is less than the {group().world} processes; each needs a picture."
         )
-    order = Order(
-        len(source), config.batch_size, config.seed, kind=config.order, shards=source.shards(), allowed=None
-    )
-    if config.batch_size > len(source):
-        text = f"--batch-size {config.batch_size} is more than the {len(source)} pictures: a step sees some of them "
+    whole = Order(len(source), config.batch_size, config.seed, kind=config.order, shards=source.shards())
+    order = whole
+    if selected is not None:
+        readable = selected[~torch.isin(selected, torch.tensor(list(checked.unreadable), dtype=torch.int64))]
+        order = Order(
+            len(source),
+            config.batch_size,
+            config.seed,
+            kind=config.order,
+            shards=source.shards(),
+            allowed=readable.numpy(),
+        )
+    if config.batch_size > len(order):
+        text = f"--batch-size {config.batch_size} is more than the {len(order)} pictures: a step sees some of them "
         say(f"{text}several times", config.quiet)
-    plan = Plan(order.steps_for(config.epochs), len(source), config.batch_size, config.warmup)
+    plan = Plan(whole.steps_for(config.epochs), len(order), config.batch_size, config.warmup)
     return Feed(source, checked, order, plan, image_size, config, set(checked.unreadable))
 
 

@@ -52,7 +52,7 @@ def experts_of_patches(
 ) -> Int64[Tensor, "layers images patches"]:
     """The (first) expert that the clean gate picks for each patch of normalised pictures, nothing masked."""
     shape = model.expert_shape
-    if shape.gate == "cluster":
+    if shape.gate != "token":
         router = model.router(labels.to(images.device))
         chosen = [router.choices[layer].expert_NC[:, :1] for layer in shape.layers]
         return torch.stack(chosen).expand(-1, -1, model.shape.num_patches).cpu()

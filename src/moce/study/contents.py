@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from moce.config import experts_method
 from moce.engine.files import read_json, sha256_of
 from moce.engine.runs import CONFIG, RunInfo
 from moce.errors import UserError
@@ -23,7 +24,7 @@ THUMBS, CLUSTERS, MODEL, ROUTING = (
     "model.safetensors",
     "routing.json",
 )
-ORDER = ("MAE", "clusters", "MAE*", "TokenMoE", "MoCE")
+ORDER = ("MAE", "clusters", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
 
 
 @dataclass
@@ -80,10 +81,9 @@ class RunContent:
 
     @property
     def method(self) -> str:
-        """MAE, MoCE, TokenMoE, MAE* or clusters."""
-        names = {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*"}
+        """MAE, clusters, or what `experts_method` says."""
         if self.info.verb == "train-experts":
-            return names[self.info.config["gate"]]
+            return experts_method(self.info.config)
         return {"pretrain": "MAE", "cluster": "clusters"}[self.info.verb]
 
     @property

@@ -297,11 +297,16 @@ def _model(found: Found) -> Described:
     lines = [f"a masked autoencoder ({about.get('method', 'of no known run')}): {_shape(shape)}"]
     lines.append(f"decoder {shape['decoder_depth']} x {shape['decoder_width']}, mask {shape['mask_ratio']}")
     if experts:
-        reads = {"cluster": f"the picture's cluster of {experts['num_clusters']}", "token": "each token"}
+        read = {"centroid": "", "learned": " by a learned vector", "random": " by a random vector"}
+        how = {
+            "cluster": f"; the gate reads the picture's cluster of {experts['num_clusters']}"
+            + read[experts.get("embedding", "centroid")],
+            "token": "; the gate reads each token",
+            "sdr": f" that share half of the MLP, one for each group of {experts['num_clusters']} clusters",
+        }[experts["gate"]]
+        what = "sub-nets" if experts["gate"] == "sdr" else "experts"
         blocks = ", ".join(map(str, experts["layers"]))
-        lines.append(
-            f"{experts['num_experts']} experts in blocks {blocks}; the gate reads {reads[experts['gate']]}"
-        )
+        lines.append(f"{experts['num_experts']} {what} in blocks {blocks}{how}")
     lines.append(f"{values:,} values in {tensors} tensors")
     return lines, {"header": header, "tensors": tensors, "values": values}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from moce.study.intervals import Interval, interval, of_sum
 
-ORDER = ("MAE", "MAE*", "TokenMoE", "MoCE")
+ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
 
 

@@ -6,7 +6,7 @@ nothing masked, float32, the same to the digit each time. `trainable()` is a fre
     MAE        a pretrain run: the dense model
     MAE*       a train-experts run with gate none: the dense model trained on
     TokenMoE   a train-experts run with gate token: transferred whole, without noise, fine-tuned with its balance loss
-    MoCE       a train-experts run with gate cluster, sliced in memory by the vote of the task's training pictures; or a
+    MoCE, SDR  a train-experts run with gate cluster or sdr, sliced in memory for the task (submodels.py); or a
                customised folder, sliced earlier
 
 Other people's models are in rivals.py.
@@ -25,20 +25,17 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from moce.engine.devices import num_workers_of
 from moce.engine.files import read_json
 from moce.engine.progress import say
 from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
 from moce.images.sources import Source
-from moce.model.assigner import Assigner
-from moce.model.autoencoder import MaskedAutoencoder, require_whole_patches
+from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
-from moce.stages.customize import CLUSTERS_FILE, Votes, choice_of, count_votes, select, slice_encoder
 
 CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
 
@@ -227,6 +224,16 @@ def channels_of(path: str) -> int:
     return int(read_header(folder / "model.safetensors")["shape"]["channels"])
 
 
+def routed_by(path: str) -> tuple[str, int] | None:
+    """(gate, clusters) of a run with sub-models to choose from, without loading it; None for any other model."""
+    folder = Path(path)
+    if not folder.is_dir() or is_customised(folder):
+        return None
+    finished_run(folder)
+    experts = read_header(folder / "model.safetensors").get("experts")
+    return (experts["gate"], experts["num_clusters"]) if experts and experts["gate"] != "token" else None
+
+
 def load_encoder(
     path: str,
     device: torch.device,
@@ -234,43 +241,56 @@ def load_encoder(
     num_workers: int = 0,
     quiet: bool = False,
     image_size: tuple[int, int] | None = None,
+    strategy: str | None = None,
+    seed: int = 0,
+    task: str = "",
 ) -> Encoder:
     """The encoder that `path` names, for pictures of `image_size`, by default of its own size: that of a run folder, of
     a customised folder, or somebody else's (timm:NAME, hf:NAME).
 
-    `task_train` are the task's training pictures; an experts' run with a cluster gate is sliced by their vote, for
-    which neither their labels nor any other picture is looked at, and at the size of pre-training whatever
-    `image_size` says. UserError when there is no such model.
+    `task_train` are the task's training pictures; an experts' run with a cluster gate is sliced by `strategy`, by
+    default their vote, for which neither their labels nor any other picture is looked at, and at the size of
+    pre-training whatever `image_size` says. Strategies that read labels (knn, oracle) are `SubModels.by_score`'s.
+    `seed` and the task's name say which sub-model a random one is. UserError when there is no such model.
     """
     if is_foreign(path):
         from moce.transfer.rivals import foreign_encoder
 
         return foreign_encoder(path, device, quiet, image_size)
     folder = model_folder(path)
+    if routed_by(path) is not None:
+        from moce.transfer.submodels import open_submodels  # which makes its encoders of what stands here
+
+        assert task_train is not None, "a cluster gate needs the task's pictures"
+        there = open_submodels(path, device, image_size)
+        return there.by_votes(strategy or there.default, task_train, seed, task, num_workers, quiet)
+    refuse_strategy(path, strategy)
     if is_customised(folder):
         return customised_encoder(folder, device, quiet, image_size)
     info = finished_run(folder)
     model, header = load_model(folder)
-    about = header["about"]
-    facts = {
-        "name": path,
-        "method": about["method"],
-        "mean": tuple(about["mean"]),
-        "std": tuple(about["std"]),
-        "device": device,
-    }
-    slices = isinstance(model, ExpertAutoencoder) and model.expert_shape.gate == "cluster"
-    if image_size is not None and not slices:
+    facts = facts_of(path, header["about"], device)
+    if image_size is not None:
         resize(model, image_size)
     if not isinstance(model, ExpertAutoencoder):
         return dense_encoder(model, **facts)
-    if model.expert_shape.gate == "token":
-        network = RoutedViT(model, balance=info.config["balance"])
-        return Frozen(network, fingerprint=fingerprint(model), **sizes(model), **facts)
-    assert task_train is not None, "a cluster gate needs the task's pictures"
-    if image_size is not None:  # before the vote, which takes longer
-        require_whole_patches(image_size, model.shape.patch_size)
-    return voted_encoder(model, folder, task_train, num_workers, quiet, image_size, **facts)
+    network = RoutedViT(model, balance=info.config["balance"])
+    return Frozen(network, fingerprint=fingerprint(model), **sizes(model), **facts)
+
+
+def facts_of(name: str, about: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What `Frozen` has to be told of a model of ours, from its header's `about`."""
+    pixels = {key: tuple(about[key]) for key in ("mean", "std")}
+    return {"name": name, "method": about["method"], **pixels, "device": device}
+
+
+def refuse_strategy(path: str, strategy: str | None) -> None:
+    """UserError where a strategy is asked for and there is nothing to choose from."""
+    if strategy is not None:
+        raise UserError(
+            f"--strategy {strategy}: {path} is one model; only a run with a cluster gate, or of SDR, has sub-models to "
+            "choose from."
+        )
 
 
 def sizes(model: MaskedAutoencoder) -> dict[str, Any]:
@@ -281,36 +301,6 @@ def sizes(model: MaskedAutoencoder) -> dict[str, Any]:
 def dense_encoder(model: MaskedAutoencoder, **facts: Any) -> Encoder:
     """The encoder half of a masked autoencoder."""
     return Frozen(PlainViT(model.encoder), fingerprint=fingerprint(model.encoder), **sizes(model), **facts)
-
-
-def voted_encoder(
-    model: ExpertAutoencoder,
-    folder: Path,
-    task_train: Source,
-    num_workers: int,
-    quiet: bool,
-    image_size: tuple[int, int] | None = None,
-    **facts: Any,
-) -> Encoder:
-    """The slice that the task's training pictures vote for, as `moce customize --strategy vote` makes it."""
-    clusters = folder / CLUSTERS_FILE
-    assigner = Assigner.load(clusters, facts["device"])
-    key = (str(clusters.resolve()), clusters.stat().st_mtime_ns, task_train.uri, task_train.fingerprint())
-    if key not in _votes:
-        _votes[key] = count_votes(assigner, task_train, num_workers=num_workers_of(num_workers), quiet=quiet)
-    selection = select("vote", model, assigner, _votes[key])
-    choice = choice_of(selection, _votes[key], model)
-    if choice["warning"]:
-        say(f"warning: {choice['warning']}", quiet)
-    vit = slice_encoder(model, selection)
-    about = {"choice": chosen(choice)}
-    size = image_size or model.shape.image_size
-    resize_encoder(vit, size)
-    own = {**sizes(model), "image_size": size}
-    return Frozen(PlainViT(vit), fingerprint=fingerprint(vit), **own, about=about, **facts)
-
-
-_votes: dict[tuple, Votes] = {}  # kept by file and task: every protocol in a process uses the same slice
 
 
 def is_customised(folder: Path) -> bool:
@@ -341,7 +331,7 @@ def customised_encoder(
     return Frozen(
         PlainViT(vit),
         name=str(folder),
-        method="MoCE" if about else content["architecture"],
+        method=about["choice"].get("method", "MoCE") if about else content["architecture"],
         fingerprint=fingerprint(vit),
         width=vit.embed_dim,
         image_size=size,

@@ -1,5 +1,6 @@
 """Measure what a model is worth on a task: choose on validation, refit on train + validation, test once."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,12 +12,15 @@ from moce.engine.progress import say, track
 from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import survey
+from moce.images.sources import Source
 from moce.images.tasks import Task, open_tasks, split
-from moce.transfer.encoder import Encoder, channels_of, load_encoder
+from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
+from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
 from moce.transfer.finetune import Recipe, finetune
 from moce.transfer.metrics import listed, per_class, score, scorer
-from moce.transfer.pictures import Joined, Pictures
+from moce.transfer.pictures import Joined, Pictures, labelled
 from moce.transfer.probe import INVERSE_L2, Labelled, Outcome, knn, linear
+from moce.transfer.submodels import BY_LABELS, open_submodels
 
 SCHEMA = 1
 PROTOCOLS = ("knn", "linear", "finetune")
@@ -35,12 +39,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     device = pick_device(config.device)
     tasks = open_tasks(config.task, config.data_root, channels_of(config.model))
     image_size = None if config.image_size is None else pair(config.image_size)
+    strategy = strategy_of(config, protocols)
     results: list[dict[str, Any]] = []
     for task in tasks:
-        encoder = load_encoder(config.model, device, task.train, config.num_workers, config.quiet, image_size)
         if unreadable := num_unreadable(task, config.quiet):
             say(f"{unreadable} pictures of {task.name} cannot be read and are left out", config.quiet)
+        encoder = None
         for protocol in protocols:
+            if encoder is None or strategy == "oracle":  # which has another sub-model for each protocol
+                encoder = encoder_for(task, protocol, strategy, image_size, config, device)
             results.append(evaluate_task(task, encoder, protocol, config, device))
             say(table(results[-1:], header=len(results) == 1), config.quiet)
     for protocol in protocols:
@@ -62,16 +69,65 @@ def protocols_of(option: str) -> list[str]:
     return protocols
 
 
+def strategy_of(config: EvaluateConfig, protocols: list[str]) -> str | None:
+    """How a sub-model is chosen; None where the model is one. UserError for what cannot be."""
+    strategy, routed = config.strategy, routed_by(config.model)
+    if routed is None:
+        refuse_strategy(config.model, strategy)
+        return None
+    gate, num_clusters = routed
+    if strategy is None:
+        return default_strategy(gate)
+    require_strategy(strategy, num_clusters, (*STRATEGIES, "oracle"))
+    if strategy == "oracle" and (others := [p for p in protocols if p not in ("knn", "linear")]):
+        raise UserError(
+            f"--strategy oracle tries every sub-model, which would take too long with --protocol {others[0]}: give "
+            "knn or linear."
+        )
+    return strategy
+
+
+def pool_of(task: Task) -> tuple[Source, torch.Tensor, torch.Tensor]:
+    """(training and validation pictures as one, rows of training, rows of validation)."""
+    if task.val is None:
+        train_rows, val_rows = (torch.as_tensor(rows) for rows in split(task.train))
+        return task.train, train_rows, val_rows
+    pool = Joined([task.train, task.val])
+    train_rows, val_rows = torch.arange(len(pool)).split([len(task.train), len(task.val)])
+    return pool, train_rows, val_rows
+
+
+def encoder_for(
+    task: Task,
+    protocol: str,
+    strategy: str | None,
+    image_size: tuple[int, int] | None,
+    config: EvaluateConfig,
+    device: torch.device,
+) -> Encoder:
+    """The model for a task; of several sub-models the one that the strategy chooses."""
+    if strategy not in BY_LABELS:
+        looking = (config.num_workers, config.quiet, image_size, strategy, config.seed, task.name)
+        return load_encoder(config.model, device, task.train, *looking)
+    pool, train_rows, val_rows = pool_of(task)
+    quietly = dataclasses.replace(config, quiet=True)
+
+    def score(encoder: Encoder) -> float:
+        pictures = Pictures(pool, encoder, device, config.num_workers, quiet=True)
+        train, val = labelled(pictures, train_rows), labelled(pictures, val_rows)
+        # Validation takes the place of the test split, which no choice may see.
+        by = protocol if strategy == "oracle" else "knn"
+        return probed(task, by, train, val, val, quietly).settings["val_score"]
+
+    return open_submodels(config.model, device, image_size).by_score(strategy, score, config.quiet)
+
+
 def evaluate_task(
     task: Task, encoder: Encoder, protocol: str, config: EvaluateConfig, device: torch.device
 ) -> dict[str, Any]:
     """The result of one task by one protocol, as JSON."""
     start = time.perf_counter()
-    pool = task.train if task.val is None else Joined([task.train, task.val])
-    if task.val is None:
-        train_rows, val_rows = (torch.as_tensor(rows) for rows in split(task.train))
-    else:
-        train_rows, val_rows = torch.arange(len(pool)).split([len(task.train), len(task.val)])
+    pool, train_rows, val_rows = pool_of(task)
     pictures, test = (
         Pictures(source, encoder, device, config.num_workers, config.quiet) for source in (pool, task.test)
     )
@@ -97,8 +153,10 @@ def evaluate_task(
         "num_test_per_class": torch.bincount(outcome.labels, minlength=task.num_classes).tolist(),
         "unreadable": num_unreadable(task, config.quiet),
         "seed": config.seed,
+        **answers(task, test, outcome),
         "settings": {
             **outcome.settings,
+            **strategy_named(encoder),
             "image_size": list(encoder.image_size),
             "crop_pct": encoder.crop_pct,
             "interpolation": encoder.interpolation,
@@ -112,19 +170,25 @@ def evaluate_task(
     }
 
 
+def answers(task: Task, test: Pictures, outcome: Outcome) -> dict[str, list[int]]:
+    """Predicted and true class of every test picture in the order of their indices, -1 for one that cannot be read."""
+    if task.metric not in ("top1", "mean_per_class"):
+        return {}
+    predicted, labels = (torch.full((len(test.source),), -1) for _ in range(2))
+    predicted[test.was_read], labels[test.was_read] = outcome.predictions, outcome.labels
+    return {"predicted": predicted.tolist(), "labels": labels.tolist()}
+
+
+def strategy_named(encoder: Encoder) -> dict[str, str]:
+    """How the sub-model was chosen, where there were several."""
+    choice = encoder.about.get("choice", {})
+    return {"strategy": choice["strategy"]} if "strategy" in choice else {}
+
+
 def num_unreadable(task: Task, quiet: bool) -> int:
     """Broken pictures of all splits; UserError when they are more than 5 % of one."""
     splits = [source for source in (task.train, task.val, task.test) if source is not None]
     return sum(len(survey(source, quiet).unreadable) for source in splits)
-
-
-def labelled(pictures: Pictures, rows: torch.Tensor | None = None) -> Labelled:
-    """Features and labels of the readable ones among `rows`, or of all pictures."""
-    vectors, readable = pictures.features()
-    if rows is not None:
-        wanted = torch.isin(readable, rows)
-        vectors, readable = vectors[wanted], readable[wanted]
-    return Labelled(vectors, pictures.labels[readable])
 
 
 def probed(

@@ -23,6 +23,7 @@ from moce.images.sampler import Order
 from moce.images.sources import Source
 from moce.transfer.encoder import Encoder
 from moce.transfer.finetune import Recipe
+from moce.transfer.probe import Labelled
 
 BATCH = 128  # pictures per pass of a frozen encoder
 KEPT = 64  # sets of features that a process keeps
@@ -89,6 +90,7 @@ class Pictures:
         self.source, self.encoder, self.device = source, encoder, device
         self.num_workers, self.quiet = num_workers_of(num_workers), quiet
         self.labels: Int64[Tensor, "images"] = torch.from_numpy(source.labels)
+        self.was_read = torch.zeros(len(source), dtype=torch.bool)  # by index, by any pass over central crops
 
     def _normalised(self, images: UInt8[Tensor, "batch channels h w"], flip: Tensor | None = None) -> Tensor:
         return finish(images.to(self.device), flip, self.encoder.mean, self.encoder.std)
@@ -122,7 +124,7 @@ class Pictures:
             yield self._normalised(images), indices
 
     def _crops(self, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        return centred_batches(
+        for indices, images in centred_batches(
             self.source,
             self.encoder.image_size,
             BATCH,
@@ -131,7 +133,9 @@ class Pictures:
             quiet=self.quiet,
             indices=rows,
             interpolation=self.encoder.interpolation,
-        )
+        ):
+            self.was_read[indices] = True
+            yield indices, images
 
     def features(self) -> "Features":
         """Features of all pictures that can be read; computed once per encoder and set of pictures in a process."""
@@ -150,6 +154,7 @@ class Pictures:
             _kept[key] = Features(torch.cat(vectors), torch.cat(rows))
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
+        self.was_read[_kept[key].rows] = True
         return _kept[key]
 
 
@@ -161,3 +166,12 @@ class Features(NamedTuple):
 
 
 _kept: OrderedDict[tuple, Features] = OrderedDict()
+
+
+def labelled(pictures: Pictures, rows: torch.Tensor | None = None) -> Labelled:
+    """Features and labels of the readable ones among `rows`, or of all pictures."""
+    vectors, readable = pictures.features()
+    if rows is not None:
+        wanted = torch.isin(readable, rows)
+        vectors, readable = vectors[wanted], readable[wanted]
+    return Labelled(vectors, pictures.labels[readable])

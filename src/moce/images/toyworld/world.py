@@ -7,6 +7,7 @@ first n pictures are the same for every `num`.
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -125,7 +126,12 @@ class ToyWorld:
         with warnings.catch_warnings():
             # Python warns of forking beside torch's threads; the children only draw and never enter torch.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool = multiprocessing.get_context("fork").Pool(min(num_workers, len(starts)))
+            # They end by SIGTERM. A handler of ours, inherited, would run after the wait for work that it is to end.
+            undone: dict[str, Any] = {
+                "initializer": signal.signal,
+                "initargs": (signal.SIGTERM, signal.SIG_DFL),
+            }
+            pool = multiprocessing.get_context("fork").Pool(min(num_workers, len(starts)), **undone)
         with pool:
             yield from zip(starts, pool.imap(self._draw_part, starts))
 

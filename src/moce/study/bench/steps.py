@@ -15,9 +15,10 @@ from moce.images.loader import Batch
 from moce.images.normalise import IMAGENET
 from moce.model.assigner import NUM_QUANTILES, Assigner
 from moce.model.autoencoder import MaskedAutoencoder
-from moce.stages.experts import ExpertsObjective, LabelledBatch, new_experts
+from moce.stages.experts import ExpertsObjective, LabelledBatch
 from moce.stages.feed import prepared
 from moce.stages.pretrain import DenseObjective, new_model, pretrain
+from moce.stages.starts import new_experts
 from moce.study.bench.peers import Peer, require_same_loss, twin
 from moce.study.bench.settings import Setting
 from moce.study.bench.timing import Call, LeftOut, Variant

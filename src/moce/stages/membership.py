@@ -1,0 +1,79 @@
+"""Which cluster the pictures of pre-training belong to: as stage 1 found it, dealt out anew, or some clusters alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from moce.engine.randomness import uniform
+from moce.engine.runs import read_run
+from moce.errors import UserError
+from moce.images.loader import readable_substitute
+from moce.model.assigner import Assigner
+from moce.model.autoencoder import MaskedAutoencoder
+from moce.model.weights import fingerprint
+
+CLUSTERS_FILE = "clusters.safetensors"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What stage 1 left: the assigner and the cluster of every picture, -1 where one could not be read."""
+
+    assigner: Assigner
+    found: Int64[Tensor, " pictures"]
+    folder: Path
+
+    @property
+    def labels(self) -> Int64[Tensor, " pictures"]:
+        """A cluster for every picture: an unreadable one has that of the picture that takes its place in training."""
+        unreadable = (self.found < 0).nonzero().flatten().tolist()
+        return self.found[readable_substitute(unreadable, len(self.found))]
+
+    def shuffled(self, seed: int) -> "Clusters":
+        """The same clusters dealt out to the readable pictures at random: every size stays, and nothing else."""
+        readable = (self.found >= 0).nonzero().flatten()
+        order = uniform(seed, "shuffled clusters", 0, readable, 1)[:, 0].argsort(stable=True)
+        found = self.found.clone()
+        found[readable] = self.found[readable[order]]
+        return Clusters(self.assigner, found, self.folder)
+
+    def members(self, numbers: tuple[int, ...]) -> Int64[Tensor, " members"]:
+        """Indices of the pictures of these clusters. UserError for a cluster that is not there or has no picture."""
+        for number in numbers:
+            if number >= self.assigner.num_clusters:
+                raise UserError(
+                    f"--only-clusters {number}: {self.folder} has {self.assigner.num_clusters} clusters; name some "
+                    f"from 0 to {self.assigner.num_clusters - 1}."
+                )
+        chosen = torch.isin(self.found, torch.tensor(numbers)).nonzero().flatten()
+        if not len(chosen):
+            raise UserError(
+                f"--only-clusters {','.join(map(str, numbers))}: no picture is in these clusters."
+            )
+        return chosen
+
+
+def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str) -> Clusters:
+    """The clusters of a run folder; UserError when they are of another encoder or of other pictures."""
+    info = read_run(folder, "cluster")
+    info.result()
+    assigner = Assigner.load(info.path / CLUSTERS_FILE)
+    if assigner.encoder_fingerprint != fingerprint(dense):
+        raise UserError(
+            f"The clusters in {folder} are of another encoder; run `moce cluster` on this dense model."
+        )
+    if assigner.images_fingerprint != images_fingerprint:
+        raise UserError(
+            f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`."
+        )
+    try:
+        labels = torch.from_numpy(np.load(info.path / "labels.npy"))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{info.path / 'labels.npy'} cannot be read ({error}); run `moce cluster` again."
+        ) from None
+    return Clusters(assigner, labels, info.path)
