@@ -308,7 +308,13 @@ def test_an_interrupted_one_continues_to_the_same_bytes(
     words = [w for name, value in options.items() for w in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "moce", "prepare", *words, "--out", str(out), "--num-workers", "1"]
     with open(tmp_path / "stderr", "w") as stderr:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         while seen(out) < 48:
             assert process.poll() is None
