@@ -4,7 +4,9 @@
 
 The features are made: a mixture of 1000 classes whose sizes follow a power law, in 40 groups, with a decaying spectrum
 and so much noise that classes overlap. They lie in a file, as those of `moce cluster` do from 1 GiB on. Memory is what
-the process holds besides that file (RssAnon), sampled 20 times a second, less what it held at the start.
+the process holds besides that file (RssAnon), sampled 20 times a second, less what it held at the start. With --faiss
+the same features also go to faiss's spherical k-means (pip install faiss-cpu), every point in each of its 25 rounds: it
+balances nothing, so it is what clusters without a constraint cost.
 """
 
 import argparse
@@ -14,7 +16,9 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,33 @@ def anonymous_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def faiss_kmeans(
+    features: np.ndarray, classes: np.ndarray, num_clusters: int, costs: Costs
+) -> dict[str, Any]:
+    """{rounds, mean_cosine, nmi} of faiss's spherical k-means on all points; its time is a part of `costs`."""
+    import faiss  # only here: it brings a second OpenMP
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    points = np.ascontiguousarray(features)
+    with costs.of("faiss"):
+        kmeans = faiss.Kmeans(
+            points.shape[1],
+            num_clusters,
+            niter=25,
+            spherical=True,
+            max_points_per_centroid=len(points),
+            seed=0,
+        )
+        kmeans.train(points)
+        scores, labels = kmeans.index.search(points, 1)
+    return {
+        "version": faiss.__version__,
+        "rounds": 25,
+        "mean_cosine": round(float(scores.astype(np.float64).mean()), 5),
+        "nmi": round(normalised_mutual_information(labels[:, 0], classes), 4),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -101,6 +132,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=256)
     parser.add_argument("--features", type=Path, help=".npy of real features instead of made ones")
     parser.add_argument("--classes", type=Path, help=".npy of their classes")
+    parser.add_argument("--faiss", action="store_true", help="compare with faiss's k-means")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()  # as in `moce cluster`
@@ -110,7 +142,10 @@ def main() -> None:
             np.load(given.classes),
         )
     else:
-        features, classes = mixture(given.work / "features.f32", given.number, given.width)
+        drawn = (given.work / "features.f32", given.number, given.width)
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # what drawing them takes is not counted
+            apart.submit(mixture, *drawn).result()
+        features, classes = mixture(*drawn)
     config = ClusterConfig(enc="", images="", out="", num_clusters=given.clusters)
     costs = Costs()
     for module, name in (
@@ -128,6 +163,7 @@ def main() -> None:
             embed_in_place(features)
         found = cluster.find_clusters(features, config, torch.device("cpu"))
     extra = costs.peak - costs.start
+    rival = faiss_kmeans(features.numpy(), classes, given.clusters, costs) if given.faiss else None
     fit = cosines(features, found.centroids, found.argmax_labels)
     content = {
         "about": f"{len(features):,} x {features.shape[1]} features, {given.clusters} clusters",
@@ -141,6 +177,7 @@ def main() -> None:
             name: {"seconds": round(wall, 1), "cpu_seconds": round(busy, 1), "calls": calls}
             for name, (wall, busy, calls) in costs.parts.items()
         },
+        **({"faiss": rival} if rival else {}),
         "extra_bytes": extra,
         "rounds": found.rounds,
         "passes": found.passes,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from moce.engine.processes import Group
 from moce.model.assigner import adjusted_scores
 from moce.stages import balance
 from moce.stages.agreement import normalised_mutual_information, purity
@@ -204,6 +205,45 @@ def test_kmeans_that_begins_on_a_sample_fits_as_well(monkeypatch: pytest.MonkeyP
     whole = spherical_kmeans(features, 3, seed=0)
     fits = [float((features @ found.T).max(dim=1).values.mean()) for found in (sampled, whole)]
     assert fits[0] > fits[1] - 1e-3
+
+
+def test_rounds_that_begin_on_a_sample_fit_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, _ = mixture([1500, 900, 600, 400], width=64, noise=0.3)
+    whole = balanced_clusters(features, 6, seed=0, settled=0)
+    looked_at = []
+
+    def noted(features: Tensor, *others: Any, **options: Any) -> Tensor:
+        looked_at.append(len(features))
+        return plan_centroids(features, *others, **options)
+
+    monkeypatch.setattr(balance, "plan_centroids", noted)
+    monkeypatch.setattr(balance, "ROUND_SAMPLE", 100)
+    found = balanced_clusters(features, 6, seed=0, settled=0)
+    assert looked_at == [600] * 10 + [3400] * 5 and found.rounds == 15
+    fits = []
+    for one in (found, whole):
+        shares = plan_of(features, one.centroids, one.potentials, 0.05) / 6
+        fits.append(float((shares * (features @ one.centroids.T)).sum(dim=1).mean()))
+    assert fits[0] > fits[1] - 5e-3
+    assert found.marginal_error < 1e-3
+
+
+def test_the_sample_of_the_rounds_does_not_depend_on_how_pictures_are_spread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(balance, "ROUND_SAMPLE", 30)
+    features = unit(500, 8)
+    alone, _ = next(balance.schedule(features, 4, 15, seed=3))
+
+    class One(Group):
+        def span(self, count: int) -> tuple[int, int]:
+            return (0 if self.rank == 0 else 200), 500
+
+    parts = [
+        next(balance.schedule(own, 4, 15, seed=3, processes=One(rank)))[0]
+        for rank, own in enumerate((features[:200], features[200:]))
+    ]
+    assert len(alone) == 120 and torch.equal(torch.cat(parts), alone)
 
 
 def test_what_leads_to_the_plan_may_be_coarse_but_the_last_plan_is_exact(

@@ -9,9 +9,9 @@ How this differs from the textbook:
 - The n x K scores never exist at once: every pass multiplies chunks of pictures anew and keeps sums over pictures.
 - v is kept from round to round, while the centroids move to the normalised, plan-weighted means of the pictures.
 - Everything stays in the log domain: the softmax sees f . c / eps + v, and v may be as large as eps demands.
-- What only leads to the result is cheap: k-means takes most of its steps on a sample, and up to the last plan products
-  multiply in bf16 where the processor can. The last plan, which the potentials and their error come from, has full
-  precision.
+- What only leads to the result is cheap: k-means and the rounds of plan and centroids begin on samples, and up to the
+  last plan products multiply in bf16 where the processor can. The last rounds see every picture, and the last plan,
+  which the potentials and their error come from, has full precision.
 - Sinkhorn-Knopp needs hundreds of passes where pictures fall into kinds that have nothing to do with each other. It is
   coordinate ascent on a concave function of the K numbers v, so after its first pass damped Newton steps on the
   same function take over: the same potentials after about ten passes, from round to round after three.
@@ -38,6 +38,8 @@ CHUNK_ELEMENTS = 1 << 20
 """Numbers of a chunk of features or scores on the CPU (4 MiB in float32); a GPU takes 64 times as many."""
 SAMPLE = 256  # pictures per cluster that k-means begins with
 STEPS_OVER_ALL = 8  # of k-means, after those on the sample
+ROUND_SAMPLE = 1024  # pictures per cluster that the rounds of plan and centroids begin with
+ROUNDS_OVER_ALL = 5  # of them, after those on the sample
 
 
 class Plan(NamedTuple):
@@ -277,6 +279,24 @@ def plan_centroids(
     return normalised(processes.sum(sums)).float()
 
 
+def schedule(
+    features: Float[Tensor, "images width"],
+    num_clusters: int,
+    rounds: int,
+    seed: int,
+    processes: Group = ALONE,
+) -> Iterator[tuple[Float[Tensor, "seen width"], int]]:
+    """(this process's pictures that rounds look at, up to which round): a sample where there are many, then all."""
+    start, num_images = processes.span(len(features))
+    early = rounds - ROUNDS_OVER_ALL
+    if num_images > ROUND_SAMPLE * num_clusters and early > 0:
+        chosen = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+        own = chosen[: ROUND_SAMPLE * num_clusters].sort().values - start
+        own = own[(own >= 0) & (own < len(features))]
+        yield features[own.to(features.device)], early
+    yield features, rounds
+
+
 def balanced_clusters(
     features: Float[Tensor, "images width"],
     num_clusters: int,
@@ -294,9 +314,10 @@ def balanced_clusters(
     """Centroids and column potentials of `num_clusters` balanced clusters of unit feature vectors.
 
     features: n unit vectors, of all processes together, float16 or float32, possibly memory-mapped. `rounds` rounds of
-    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine). Needs num_clusters <= n.
-    `tick` is called after every k-means step and every round. Memory beyond the features: a few chunks and one number
-    per picture.
+    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine); of more than 1,024 pictures
+    per cluster all but the last five look at a sample of so many. Needs num_clusters <= n.
+    `tick` is called after every k-means step and every round. Memory beyond the features: the sample, a few
+    chunks and one number per picture.
     """
     assert 1 <= num_clusters <= processes.span(len(features))[1] and eps > 0 and rounds >= 1
     device = device or features.device
@@ -305,15 +326,18 @@ def balanced_clusters(
             features, num_clusters, seed, kmeans_iterations, device, rows, tick, processes
         )
         potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
-        passes = 0
-        for number in range(1, rounds + 1):  # noqa: B007 - the number of rounds is part of the result
-            plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
-            moved = plan_centroids(features, centroids, plan.potentials, eps, rows, processes)
-            shift = float((1 - (moved * centroids).sum(dim=1)).max())
-            centroids, potentials, passes = moved, plan.potentials, passes + plan.passes + 1
-            tick()
-            if shift < settled:
-                break
+        passes, done = 0, 0
+        for seen, until in schedule(features, num_clusters, rounds, seed, processes):
+            while done < until:
+                done += 1
+                plan = sinkhorn(seen, centroids, potentials, eps, tolerance, rows, processes=processes)
+                moved = plan_centroids(seen, centroids, plan.potentials, eps, rows, processes)
+                shift = float((1 - (moved * centroids).sum(dim=1)).max())
+                centroids, potentials = moved, plan.potentials
+                passes += plan.passes + 1 if seen is features else 0
+                tick()
+                if shift < settled:
+                    break
     # The potentials have to belong to the final centroids.
     plan = sinkhorn(features, centroids, potentials, eps, tolerance, rows, processes=processes)
-    return Clustering(centroids, plan.potentials, plan.marginal_error, number, passes + plan.passes, shift)
+    return Clustering(centroids, plan.potentials, plan.marginal_error, done, passes + plan.passes, shift)
