@@ -254,7 +254,7 @@ class MaskedAutoencoder(nn.Module):
             block.attn.fused_attn = not written_out
             tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
             inner = block.norm2(tokens)
-            if type(block.mlp) is Mlp:
+            if isinstance(block.mlp, Mlp):
                 tokens = tokens + block.ls2(block.mlp(inner))
             else:
                 assert router is not None, "a model with experts needs a router"
@@ -355,7 +355,12 @@ class MaskedAutoencoder(nn.Module):
         hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=images.device)
         return self.unpatchify(patches), hidden.scatter_(1, output.masked, True)
 
-    # Cost
+    # Size and cost
+
+    def parts(self) -> list[nn.Module]:
+        """What holds most weights: attention and MLP of every block, each a module that is only used by calling it."""
+        blocks = [*self.encoder.blocks, *self.decoder_blocks]
+        return [part for block in blocks for part in (block.attn, block.mlp)]
 
     def flops_per_image(self) -> int:
         """Multiply-adds times two of one masked forward pass of one picture, counted from the matrix products.
@@ -388,7 +393,7 @@ def block_flops(tokens: int, width: int, hidden: int) -> int:
 def mlp_ratio(encoder: VisionTransformer) -> float:
     """Hidden width of the encoder's dense MLPs over its width."""
     for block in encoder.blocks:
-        if type(block.mlp) is Mlp:
+        if isinstance(block.mlp, Mlp):
             return block.mlp.fc1.out_features / encoder.embed_dim
     return encoder.blocks[0].mlp.hidden / encoder.embed_dim
 
