@@ -253,8 +253,10 @@ class ExpertsConfig(Training):
     output_scale: Literal["straight-through", "raw"] = method(
         "straight-through", "what multiplies an expert's output: p/stopgrad(p), exactly 1, or p itself (L)"
     )
-    dispatch: Literal["sorted", "loop"] = speed(
-        "sorted", "how pictures reach their experts; loop is the reference"
+    dispatch: Literal["sorted", "loop", "grouped"] = speed(
+        "sorted",
+        "how pictures reach their experts: sorted, one product for each; loop, the reference, which computes all; "
+        "grouped, one product for all, before which a GPU is not asked how many rows each gets",
     )
 
 

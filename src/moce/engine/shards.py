@@ -80,8 +80,9 @@ def spread(module: Opening, mesh: DeviceMesh, bf16: bool) -> Opening:
         return Shard(dimension(tuple(parameter.shape), mesh.size()))
 
     halves = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    objective: Any = module.objective
     policy = halves if bf16 else MixedPrecisionPolicy()
-    for part in module.objective.parts():
+    for part in objective.parts():
         fully_shard(part, mesh=mesh, shard_placement_fn=placement, mp_policy=policy)
     fully_shard(module, mesh=mesh, shard_placement_fn=placement)
     return module
