@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from same_numbers import assert_same_numbers, lines, weights
 from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
 
 import moce
@@ -80,31 +81,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
             ended.write_text(json.dumps([[process.returncode for process in both], said]))
     seen = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
     return Two(one, two, seen, *json.loads(ended.read_text()))
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> dict[str, np.ndarray]:
-    return load_file(run / "model.safetensors")
-
-
-def assert_same_numbers(one: Path, two: Path) -> None:
-    """Losses and all that is logged beside them to 1e-5, weights to 1e-4 (AdamW divides by small numbers)."""
-    for a, b in zip(lines(one), lines(two), strict=True):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"images_per_second", "utilisation", "layers"}:
-            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=f"{name} at step {a['step']}")
-        for layer in a.get("layers", {}):
-            for name, value in a["layers"][layer].items():
-                np.testing.assert_allclose(
-                    b["layers"][layer][name], value, atol=1e-5, err_msg=f"{layer}.{name}"
-                )
-    model, other = weights(one), weights(two)
-    assert model.keys() == other.keys()
-    for name in model:
-        np.testing.assert_allclose(model[name], other[name], atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["mae", *EXPERTS])

@@ -143,6 +143,14 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "1 toke
     return torch.cat([torch.zeros(1, width), table.float()])[None]
 
 
+def fuses_attention(device: torch.device) -> bool:
+    """Whether attention is torch's fused kernel here, or written out.
+
+    On a CPU the kernel's backward pass is slow at these lengths; its forward pass is not (M).
+    """
+    return device.type != "cpu" or not torch.is_grad_enabled()
+
+
 @runtime_checkable
 class Router(Protocol):
     """Chooses the experts of a pass; see model/experts.py."""
@@ -248,10 +256,9 @@ class MaskedAutoencoder(nn.Module):
 
     def _blocks(self, tokens: Tensor, router: Router | None) -> Tensor:
         """The encoder's blocks, up to but without the final norm."""
-        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
-        written_out = tokens.device.type == "cpu" and torch.is_grad_enabled()
+        fused = fuses_attention(tokens.device)
         for layer, block in enumerate(self.encoder.blocks):
-            block.attn.fused_attn = not written_out
+            block.attn.fused_attn = fused
             tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
             inner = block.norm2(tokens)
             if isinstance(block.mlp, Mlp):
@@ -315,7 +322,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = torch.cat([seen[:, :1] + positions[:1], seen[:, 1:] + positions[1:][visible], hidden], dim=1)
         for block in self.decoder_blocks:
             assert isinstance(block, Block)
-            block.attn.fused_attn = tokens.device.type != "cpu"
+            block.attn.fused_attn = fuses_attention(tokens.device)
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens[:, seen.shape[1] :]))
 

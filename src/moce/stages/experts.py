@@ -279,6 +279,8 @@ def require_sense(config: ExpertsConfig) -> None:
         "token": "has no imbalance loss and reads no cluster: --imbalance, --gate-start and --embedding are not used",
         "sdr": "has no gate: --top-k, --balance, --imbalance, --gate-start, --embedding and the like are not used",
     }
+    if config.compile:
+        say("--compile is for `moce pretrain`: the step of experts is not compiled", config.quiet)
     if config.gate in unused and not (config.gate == "none" and not config.imbalance):
         say(f"gate {config.gate} {unused[config.gate]}", config.quiet)
 
