@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 import moce
 from moce.__main__ import main
+from moce.engine import trainer
 from moce.engine.processes import group
+from moce.engine.shards import here
 from moce.errors import UserError
 
 TOY = "toyworld://all?split=train&num=150&size=32"
@@ -35,6 +39,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffle_clusters": True, "embedding": "learned", "gate_start": "super-centroids"},
     "selected": {"gate": "none", "only_clusters": (1, 4)},
 }
+SHARDED = ["moce", "token", "sdr"]  # of these, what is trained with spread weights as well
 LONG = {**OPTIONS, "epochs": 4000, "timeout_minutes": 1.0}
 
 
@@ -88,9 +93,27 @@ def checks_of_the_group() -> dict[str, Any]:
     }
 
 
+def what_is_here(seen: dict[str, Any]) -> None:
+    """Note, when a checkpoint is written, how many weights and moments this process keeps, and how many there are."""
+    save = trainer.save_checkpoint
+
+    def watched(path: Path, step: int, module: nn.Module, optimizer: Optimizer, *rest: Any) -> Path:
+        moments = [t for state in optimizer.state.values() for n, t in state.items() if n != "step"]
+        seen[path.name] = {
+            "weights": sum(here(p).numel() for p in module.parameters()),
+            "all": sum(p.numel() for p in module.parameters()),
+            "moments": sum(here(t).numel() for t in moments),
+            "of": sum(t.numel() for t in moments),
+        }
+        return save(path, step, module, optimizer, *rest)
+
+    trainer.save_checkpoint = watched
+
+
 def run(one: Path, two: Path) -> None:
     """Every check; the last one ends the process."""
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"kept": {}}
+    what_is_here(seen["kept"])
     moce.pretrain(out=two / "mae", **OPTIONS)
     seen["group"] = checks_of_the_group()
     moce.cluster(one / "mae", images=TOY, out=two / "clusters", num_workers=0, device="cpu", quiet=True)
@@ -102,6 +125,17 @@ def run(one: Path, two: Path) -> None:
     moce.pretrain(out=continued, **OPTIONS)
     changed = group().once(lambda: copy_of(one / "mae", two / "from-one", 4))
     moce.pretrain(out=changed, **OPTIONS)
+
+    moce.pretrain(out=two / "sharded-mae", **OPTIONS, shard=True)
+    for name in SHARDED:
+        experts = {**OPTIONS, **EXPERTS[name], "out": two / f"sharded-{name}", "shard": True}
+        moce.train_experts(one / "mae", one / "clusters", **experts)
+    for name, shard in ("bf16", False), ("sharded-bf16", True):
+        moce.pretrain(**{**OPTIONS, "out": two / name, "shard": shard, "precision": "bf16"})
+    continued = group().once(lambda: copy_of(two / "sharded-mae", two / "sharded-continued", 4))
+    moce.pretrain(out=continued, **OPTIONS, shard=True)
+    changed = group().once(lambda: copy_of(one / "mae", two / "sharded-from-one", 4))
+    moce.pretrain(out=changed, **OPTIONS, shard=True)
 
     if group().rank == 1:
         at_line(two / "stopped", 3, signal.SIGTERM)
@@ -116,6 +150,7 @@ def run(one: Path, two: Path) -> None:
         attempt(out=two / "x", batch_size=1),
         attempt(out=two / "x", images="no-such-folder"),
         attempt(out=two / "x", devices=3),
+        attempt(out=two / "x", shard=True, compile=True),
     ]
     (two / f"rank-{group().rank}.json").write_text(json.dumps(seen))
 

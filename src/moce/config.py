@@ -130,6 +130,9 @@ class Training(Distributed):
         "auto", "auto: bf16 where the hardware multiplies in it"
     )
     compile: bool = speed(False, "compile the step with torch.compile")
+    shard: bool = speed(
+        False, "with several processes: spread weights, gradients and AdamW's moments over them (FSDP2)"
+    )
     checkpoint_minutes: float = speed(5.0, "time between checkpoints", at_least=0)
     checkpoint_steps: int = speed(0, "steps between checkpoints; 0: by time alone", at_least=0)
     log_steps: int = speed(20, "steps between lines of metrics.jsonl", at_least=1)
@@ -250,8 +253,10 @@ class ExpertsConfig(Training):
     output_scale: Literal["straight-through", "raw"] = method(
         "straight-through", "what multiplies an expert's output: p/stopgrad(p), exactly 1, or p itself (L)"
     )
-    dispatch: Literal["sorted", "loop"] = speed(
-        "sorted", "how pictures reach their experts; loop is the reference"
+    dispatch: Literal["sorted", "loop", "grouped"] = speed(
+        "sorted",
+        "how pictures reach their experts: sorted, one product for each; loop, the reference, which computes all; "
+        "grouped, one product for all, before which a GPU is not asked how many rows each gets",
     )
 
 

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from two_processes import EXPERTS, OPTIONS, TOY, copy_of
+from same_numbers import assert_same_numbers, lines, weights
+from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
 
 import moce
+from moce.engine.shards import dimension
+from moce.errors import UserError
 
 WORKER = Path(__file__).parent.parent / "two_processes.py"
 
@@ -80,31 +83,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     return Two(one, two, seen, *json.loads(ended.read_text()))
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> dict[str, np.ndarray]:
-    return load_file(run / "model.safetensors")
-
-
-def assert_same_numbers(one: Path, two: Path) -> None:
-    """Losses and all that is logged beside them to 1e-5, weights to 1e-4 (AdamW divides by small numbers)."""
-    for a, b in zip(lines(one), lines(two), strict=True):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"images_per_second", "utilisation", "layers"}:
-            np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=f"{name} at step {a['step']}")
-        for layer in a.get("layers", {}):
-            for name, value in a["layers"][layer].items():
-                np.testing.assert_allclose(
-                    b["layers"][layer][name], value, atol=1e-5, err_msg=f"{layer}.{name}"
-                )
-    model, other = weights(one), weights(two)
-    assert model.keys() == other.keys()
-    for name in model:
-        np.testing.assert_allclose(model[name], other[name], atol=1e-4, err_msg=name)
-
-
 @pytest.mark.parametrize("name", ["mae", *EXPERTS])
 def test_two_processes_train_what_one_trains(two: Two, name: str) -> None:
     assert len(lines(two.one / name)) == 10
@@ -146,6 +124,74 @@ def test_one_process_then_two_then_one(two: Two, tmp_path: Path) -> None:
     np.testing.assert_allclose([line["loss"] for line in lines(last)], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mae", *SHARDED])
+def test_spread_weights_train_what_whole_ones_train(two: Two, name: str) -> None:
+    assert len(lines(two.folder / f"sharded-{name}")) == 10
+    assert_same_numbers(two.one / name, two.folder / f"sharded-{name}")
+
+
+def test_spread_weights_in_bf16_train_what_whole_ones_train(two: Two) -> None:
+    """Both in two processes, so that sums have the same order; parts arrive in bf16, as autocast makes them."""
+    losses, spread = (
+        [line["loss"] for line in lines(two.folder / name)] for name in ("bf16", "sharded-bf16")
+    )
+    assert losses != [line["loss"] for line in lines(two.folder / "mae")]
+    np.testing.assert_allclose(spread, losses, atol=1e-5)
+    model = weights(two.folder / "sharded-bf16")
+    assert all(tensor.dtype == np.float32 for tensor in model.values())
+
+
+def test_spread_weights_continue_to_the_bit(two: Two) -> None:
+    model, continued = (
+        two.folder / name / "model.safetensors" for name in ("sharded-mae", "sharded-continued")
+    )
+    assert model.read_bytes() == continued.read_bytes()
+
+
+def test_whole_weights_then_spread_then_whole(two: Two, tmp_path: Path) -> None:
+    """Checkpoints of four steps by one process, four by two with spread weights, and the last two by one again."""
+    last = copy_of(two.folder / "sharded-from-one", tmp_path / "last", 8)
+    moce.pretrain(out=last, **OPTIONS)
+    model, other = weights(two.one / "mae"), weights(last)
+    for name in model:
+        np.testing.assert_allclose(model[name], other[name], atol=1e-5, err_msg=name)
+
+
+def test_each_process_keeps_half_of_weights_and_moments(two: Two) -> None:
+    for seen in two.seen:
+        whole, spread = (seen["kept"][name] for name in ("moce", "sharded-moce"))
+        assert whole["weights"] == whole["all"] == spread["all"] > 0
+        assert whole["moments"] == whole["of"] == spread["of"] > 0
+        assert spread["weights"] == pytest.approx(spread["all"] / 2, rel=0.01)
+        assert spread["moments"] == pytest.approx(spread["of"] / 2, rel=0.01)
+
+
+def test_checkpoints_of_spread_weights_hold_whole_tensors(two: Two) -> None:
+    found = [
+        {name: tensor.shape for name, tensor in load_file(path).items()}
+        for path in (
+            two.folder / folder / "checkpoints" / "step-000000008.safetensors"
+            for folder in ("moce", "sharded-moce")
+        )
+    ]
+    assert found[0] == found[1]
+
+
+def test_tensors_are_spread_along_what_divides_evenly() -> None:
+    assert dimension((8, 64, 256), 4) == 0
+    assert dimension((8, 64, 256), 16) == 1  # eight experts over sixteen processes: their width
+    assert dimension((1, 1, 32), 2) == 2
+    assert dimension((6, 10), 7) == 0
+
+
+def test_nothing_to_spread_over_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"--shard spreads the weights over several processes and this is one"
+    ):
+        moce.pretrain(**OPTIONS, out=tmp_path / "x", shard=True)
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_processes_put_together(two: Two) -> None:
     first, second = (seen["group"] for seen in two.seen)
     assert first.pop("span") == [0, 3] and second.pop("span") == [1, 3]
@@ -180,6 +226,7 @@ def test_what_one_process_finds_wrong_all_say(two: Two) -> None:
     assert first[1] == "--batch-size 1 is less than the 2 processes; each needs a picture."
     assert first[2].startswith("There is no folder or file 'no-such-folder'")
     assert first[3] == "--devices 3 but torchrun started 2 processes here; leave --devices out."
+    assert first[4] == "--shard does not go with --compile; leave one of them out."
     assert not (two.folder / "x" / "metrics.jsonl").exists()
 
 

@@ -156,3 +156,5 @@ def test_options_that_are_not_used_are_reported(capsys: pytest.CaptureFixture[st
     given = {"mae": "m", "clusters": "c", "images": "x", "out": "y", "preset": "debug", "gate": "sdr"}
     require_sense(resolve(ExpertsConfig, given))
     assert "gate sdr has no gate: --top-k" in capsys.readouterr().err
+    require_sense(resolve(ExpertsConfig, {**given, "compile": True}))
+    assert "the step of experts is not compiled" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moce.engine.files import write_whole
+from moce.engine.processes import group
+from moce.engine.shards import taken_apart, whole
 from moce.errors import UserError
 
 KEPT = 2  # newest checkpoints that stay; the one before the newest is there if that one turns out bad
@@ -33,15 +35,33 @@ def save_checkpoint(
     sums: dict[str, Tensor],
     about: dict[str, Any],
 ) -> Path:
-    """Write the state after `step` steps and drop all but the newest checkpoints."""
+    """Write the state after `step` steps and drop all but the newest checkpoints.
+
+    All processes call it, since they may have to put tensors together; the first one writes.
+    """
+    content = whole_state(module, optimizer, sums)
+    return group().once(lambda: write_checkpoint(folder, step, content, about))
+
+
+def whole_state(module: nn.Module, optimizer: Optimizer, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, whole and on the CPU, in the process that writes; nothing in the others."""
     tensors = {f"module.{n}": t for n, t in module.state_dict().items()}
     names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
     tensors |= {f"sums.{n}": t for n, t in sums.items()}
+    content = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor.detach())
+        if group().rank == 0:
+            content[name] = together.contiguous().cpu().clone()
+    return content
+
+
+def write_checkpoint(folder: Path, step: int, content: dict[str, Tensor], about: dict[str, Any]) -> Path:
+    """Write a checkpoint of these tensors and drop all but the newest ones."""
     path = folder / "checkpoints" / f"step-{step:09d}.safetensors"
     with write_whole(path) as temporary:
-        content = {n: t.detach().contiguous().cpu().clone() for n, t in tensors.items()}
         save_file(
             content, temporary, metadata={"moce": json.dumps({"kind": "checkpoint", "step": step, **about})}
         )
@@ -53,11 +73,17 @@ def save_checkpoint(
 def restore_checkpoint(
     path: Path, module: nn.Module, optimizer: Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Put a checkpoint back into module and optimiser; (sums, about) with about["step"]."""
+    """Put a checkpoint back into module and optimiser; (sums, about) with about["step"].
+
+    Where these are spread over processes, each takes its shares, tensor by tensor.
+    """
+    likes = {f"module.{n}": t for n, t in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        likes |= {f"optimizer.{name}.{key}": parameter for key in ("exp_avg", "exp_avg_sq")}
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["moce"])
-            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            tensors = {n: taken_apart(file.get_tensor(n), likes.get(n)) for n in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({error}); delete it to continue from the one before."

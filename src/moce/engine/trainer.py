@@ -7,7 +7,7 @@ With several processes each sees its slice of every batch. An objective gives lo
 processes is that of the whole batch; DDP takes that mean of the gradients. Process 0 alone writes.
 """
 
-import functools
+import copy
 import inspect
 import logging
 import math
@@ -28,6 +28,7 @@ from moce.engine.launch import local_world_size
 from moce.engine.processes import Group, group
 from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
+from moce.engine.shards import Opening, Sealed, bring_together, here, spread
 from moce.errors import UserError
 
 
@@ -41,6 +42,9 @@ class Objective(Protocol):
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """AdamW's groups; `peak_lr` in a group is its learning rate at the top of the schedule."""
+
+    def parts(self) -> list[nn.Module]:
+        """The parts of the model that hold most weights: linear maps alone, used by calling the part alone."""
 
     def flops_per_image(self) -> int:
         """FLOPs of a training step on one picture."""
@@ -90,11 +94,11 @@ def parameter_groups(module: nn.Module, peak_lr: float, weight_decay: float) -> 
     ]
 
 
-def fabric_of(device: torch.device, bf16: bool, processes: Group) -> Any:
-    """Fabric for one process, or for one of several that share their gradients (DDP)."""
+def fabric_of(device: torch.device, bf16: bool, processes: Group, shard: bool = False) -> Any:
+    """Fabric for one process, or for one of several that share their gradients (DDP) or all their weights (FSDP2)."""
     from lightning_fabric import Fabric  # seconds to import, and bad input should be answered before
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
     class PlainDDP(DDPStrategy):
         """DDP that leaves a batch where it is: indices stay on the CPU, where randomness is computed from them."""
@@ -109,7 +113,14 @@ def fabric_of(device: torch.device, bf16: bool, processes: Group) -> Any:
         "precision": "bf16-mixed" if bf16 else "32-true",
         "plugins": [LightningEnvironment()],
     }
-    if processes.world > 1:
+    strategy: Any
+    if shard:
+        strategy = ModelParallelStrategy(
+            lambda module, mesh: spread(module, mesh["data_parallel"], bf16),
+            data_parallel_size=processes.world,
+            tensor_parallel_size=1,
+        )
+    elif processes.world > 1:
         # Every parameter gets a gradient in every step, an expert without pictures zeros: nothing is searched for.
         # Buffers are constants; older torch has another name for leaving them alone.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -119,9 +130,10 @@ def fabric_of(device: torch.device, bf16: bool, processes: Group) -> Any:
             "gradient_as_bucket_view": True,
             buffers: False,
         }
-        ddp = PlainDDP(**options)
-        here = local_world_size()
-        settings |= {"strategy": ddp, "devices": here, "num_nodes": processes.world // here}
+        strategy = PlainDDP(**options)
+    if processes.world > 1:
+        beside = local_world_size()
+        settings |= {"strategy": strategy, "devices": beside, "num_nodes": processes.world // beside}
         settings |= {"plugins": [TorchElasticEnvironment()]}
     fabric = Fabric(**settings)
     fabric.launch()
@@ -144,20 +156,22 @@ def train(
     processes = group()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
-    fabric = fabric_of(device, bf16, processes)
-    objective.to(device)
-    groups = objective.parameter_groups(config)
+    fabric = fabric_of(device, bf16, processes, config.shard)
+    # What is spread cannot be made whole again in its place, so a copy is: it is that which trains.
+    working = copy.deepcopy(objective) if config.shard else objective.to(device)
+    module = fabric.setup_module(Opening(working) if config.shard else working)
+    groups = working.parameter_groups(config)
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, config.beta2), fused=True)
     step, spent, spent_cpu = 0, 0.0, 0.0
     sums: dict[str, Tensor] = {}
     line: dict[str, Any] = {}
     if saved := run.once(lambda: checkpoints(run.path)):
-        sums, about = restore_checkpoint(saved[-1], objective.trained, optimizer)
+        sums, about = restore_checkpoint(saved[-1], working.trained, optimizer)
         step, spent, spent_cpu = about["step"], about["seconds"], about["cpu_seconds"]
         sums = {n: t.to(device) for n, t in sums.items()}
         say(f"{what} continues after step {step:,} of {plan.num_steps:,}", config.quiet)
     run.keep_metrics_before(step)
-    module, optimizer = fabric.setup(objective, optimizer)
+    optimizer = fabric.setup_optimizers(optimizer)
     peak = peak_flops(device.type, bf16) * processes.world
     flops = objective.flops_per_image()
     started = line_started = saved_at = time.monotonic()
@@ -177,7 +191,7 @@ def train(
         for batch in stream:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = parameters["peak_lr"] * plan.lr_factor(step)
-            loss, logs = module(batch)
+            loss, logs = module(Sealed(batch) if config.shard else batch)
             fabric.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -192,7 +206,7 @@ def train(
             save |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
             if line_is_due or save or signal:
                 sums = processes.averages(sums)
-                require_finite(sums, objective.trained, step, run)
+                require_finite(sums, working.trained, step, run)
             if line_is_due:
                 now = time.monotonic()
                 speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
@@ -210,11 +224,12 @@ def train(
                 bar.note = f"loss {line['loss']:.4f}"
                 sums, line_started, line_first = {}, now, step
             if signal or (save and not last):
-                state = (step, objective.trained, optimizer.optimizer, sums, costs())
-                run.once(functools.partial(save_checkpoint, run.path, *state))
+                save_checkpoint(run.path, step, working.trained, optimizer.optimizer, sums, costs())
                 saved_at = time.monotonic()
             if signal:
                 leave_by(signal)
+    if config.shard:
+        bring_together(working.trained, objective.trained)
     cost = costs()
     if line:
         took = clock(cost["seconds"])
@@ -243,9 +258,12 @@ def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def require_finite(sums: dict[str, Tensor], module: nn.Module, step: int, run: Run) -> None:
-    """UserError when loss or weights have left the numbers since the last check; asked before they are saved."""
-    norms = torch._foreach_norm([p for p in module.parameters() if p.requires_grad])
-    total = torch.stack([*norms, sums.get("loss", norms[0])]).sum()
+    """UserError when loss or weights have left the numbers since the last check; asked before they are saved.
+
+    All processes ask, and hear the same.
+    """
+    norms = torch._foreach_norm([here(p) for p in module.parameters() if p.requires_grad])
+    total = group().sum(torch.stack([*norms, sums.get("loss", norms[0])]).sum())
     if not math.isfinite(total.item()):
         kept = checkpoints(run.path)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"

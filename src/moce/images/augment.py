@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from moce.engine.devices import moved
 from moce.engine.randomness import uniform
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -89,7 +90,7 @@ def resize_crops(
 ) -> UInt8[Tensor, "images channels h w"]:
     """Each picture's own box at `size`, on the device of `images`; nothing waits for the device."""
     if images.device.type != "cpu":
-        return resize_crops_by_products(images, boxes.to(images.device), size)
+        return resize_crops_by_products(images, moved(boxes, images.device), size)
     crops = images.new_empty(*images.shape[:2], *size)
     for image, box, crop in zip(images, boxes.tolist(), crops, strict=True):
         crop.copy_(crop_and_resize(image, box, size))

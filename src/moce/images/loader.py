@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from moce.config import Size, pair
+from moce.engine.devices import moved
 from moce.errors import UserError
 from moce.images.augment import centre_crop, crop_and_resize, crop_boxes, resize_crops
 from moce.images.decode import UnreadableImage
@@ -113,7 +114,7 @@ def _crops_of_array(
         indices = substitute[indices]
         height, width = (torch.full_like(indices, side) for side in images.shape[-2:])
         boxes = crop_boxes(seed, epochs, indices, height, width, min_scale)
-        crops = resize_crops(images[indices.to(images.device)], boxes, size)
+        crops = resize_crops(images[moved(indices, images.device)], boxes, size)
         yield Batch(crops, indices, epochs)
 
 

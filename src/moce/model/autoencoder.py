@@ -143,6 +143,14 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "1 toke
     return torch.cat([torch.zeros(1, width), table.float()])[None]
 
 
+def fuses_attention(device: torch.device) -> bool:
+    """Whether attention is torch's fused kernel here, or written out.
+
+    On a CPU the kernel's backward pass is slow at these lengths; its forward pass is not (M).
+    """
+    return device.type != "cpu" or not torch.is_grad_enabled()
+
+
 @runtime_checkable
 class Router(Protocol):
     """Chooses the experts of a pass; see model/experts.py."""
@@ -248,13 +256,12 @@ class MaskedAutoencoder(nn.Module):
 
     def _blocks(self, tokens: Tensor, router: Router | None) -> Tensor:
         """The encoder's blocks, up to but without the final norm."""
-        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
-        written_out = tokens.device.type == "cpu" and torch.is_grad_enabled()
+        fused = fuses_attention(tokens.device)
         for layer, block in enumerate(self.encoder.blocks):
-            block.attn.fused_attn = not written_out
+            block.attn.fused_attn = fused
             tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
             inner = block.norm2(tokens)
-            if type(block.mlp) is Mlp:
+            if isinstance(block.mlp, Mlp):
                 tokens = tokens + block.ls2(block.mlp(inner))
             else:
                 assert router is not None, "a model with experts needs a router"
@@ -315,7 +322,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = torch.cat([seen[:, :1] + positions[:1], seen[:, 1:] + positions[1:][visible], hidden], dim=1)
         for block in self.decoder_blocks:
             assert isinstance(block, Block)
-            block.attn.fused_attn = tokens.device.type != "cpu"
+            block.attn.fused_attn = fuses_attention(tokens.device)
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(tokens[:, seen.shape[1] :]))
 
@@ -355,7 +362,12 @@ class MaskedAutoencoder(nn.Module):
         hidden = torch.zeros(patches.shape[:2], dtype=torch.bool, device=images.device)
         return self.unpatchify(patches), hidden.scatter_(1, output.masked, True)
 
-    # Cost
+    # Size and cost
+
+    def parts(self) -> list[nn.Module]:
+        """What holds most weights: attention and MLP of every block, each a module that is only used by calling it."""
+        blocks = [*self.encoder.blocks, *self.decoder_blocks]
+        return [part for block in blocks for part in (block.attn, block.mlp)]
 
     def flops_per_image(self) -> int:
         """Multiply-adds times two of one masked forward pass of one picture, counted from the matrix products.
@@ -388,7 +400,7 @@ def block_flops(tokens: int, width: int, hidden: int) -> int:
 def mlp_ratio(encoder: VisionTransformer) -> float:
     """Hidden width of the encoder's dense MLPs over its width."""
     for block in encoder.blocks:
-        if type(block.mlp) is Mlp:
+        if isinstance(block.mlp, Mlp):
             return block.mlp.fc1.out_features / encoder.embed_dim
     return encoder.blocks[0].mlp.hidden / encoder.embed_dim
 

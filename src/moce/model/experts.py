@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 
+Dispatch = Literal["sorted", "loop", "grouped"]
 GATE_STD = 0.02  # of the gate's weights at the start (M)
 
 
@@ -85,7 +86,7 @@ class ExpertMLPs(nn.Module):
     def __init__(self, num_experts: int, width: int, hidden: int) -> None:
         super().__init__()
         self.num_experts, self.hidden = num_experts, hidden
-        self.dispatch: Literal["sorted", "loop"] = "sorted"
+        self.dispatch: Dispatch = "sorted"
         self.w1_EDF = nn.Parameter(torch.empty(num_experts, width, hidden))
         self.b1_EF = nn.Parameter(torch.empty(num_experts, hidden))
         self.w2_EFD = nn.Parameter(torch.empty(num_experts, hidden, width))
@@ -112,7 +113,7 @@ class ExpertMLPs(nn.Module):
         """Each row through its experts. Rows are pictures when there are B choices, tokens when there are B*T."""
         images, tokens, width = x_BTD.shape
         rows_NTD = x_BTD if len(choice.expert_NC) == images else x_BTD.reshape(images * tokens, 1, width)
-        dispatch = dispatch_sorted if self.dispatch == "sorted" else dispatch_loop
+        dispatch = DISPATCHERS[self.dispatch]
         total = None
         for c in range(choice.expert_NC.shape[1]):
             out = dispatch(self, rows_NTD, choice.expert_NC[:, c]) * choice.scale_NC[:, c, None, None]
@@ -141,21 +142,24 @@ meet, which takes longer than the product, and with it there are few."""
 class Layout(NamedTuple):
     """Rows sorted by expert, each expert's share filled up to a multiple of `ROWS`."""
 
-    taken_P: Int64[Tensor, " places"]  # the row at each place; where a share is filled up, any row
-    place_R: Int64[Tensor, " rows"]  # where each row went
-    shares: list[int]  # places of each expert
+    place_R: Int64[Tensor, " rows"]  # where each row goes
+    share_E: Int64[Tensor, " experts"]  # places of each expert
+
+    def taken(self, num_places: int) -> Int64[Tensor, " places"]:
+        """The row at each place; where a share is filled up, and behind the last one, any row."""
+        rows = torch.arange(len(self.place_R), device=self.place_R.device)
+        return rows.new_zeros(num_places).scatter_(0, self.place_R, rows)
 
 
 def layout_of(expert_R: Int64[Tensor, " rows"], num_experts: int) -> Layout:
-    """The places of rows that go to these experts; of one expert in their own order."""
-    counts = torch.bincount(expert_R, minlength=num_experts)
+    """The places of rows that go to these experts; of one expert in their own order. Nothing is read from a GPU."""
+    counts = expert_R.new_zeros(num_experts).scatter_add_(0, expert_R, torch.ones_like(expert_R))
     filled = (counts + ROWS - 1) // ROWS * ROWS
     shift = (filled.cumsum(0) - filled) - (counts.cumsum(0) - counts)
     order = expert_R.argsort(stable=True)
     rows = torch.arange(len(order), device=order.device)
     place_R = torch.empty_like(order).scatter_(0, order, rows + shift[expert_R[order]])
-    shares = filled.tolist()
-    return Layout(rows.new_zeros(sum(shares)).scatter_(0, place_R, rows), place_R, shares)
+    return Layout(place_R, filled)
 
 
 class Brought(torch.autograd.Function):
@@ -195,11 +199,13 @@ def dispatch_sorted(
 ) -> Tensor:
     """Rows sorted by expert, one pair of products per expert on its contiguous share, and back in place.
 
-    An expert without rows gets a zero gradient (the stack's backward fills it in), never None.
+    An expert without rows gets a zero gradient (the stack's backward fills it in), never None. How many rows each gets
+    is asked of the device, which a GPU answers when it has done all before.
     """
     tokens, width = rows_NTD.shape[1:]
     layout = layout_of(expert_N.repeat_interleave(tokens), experts.num_experts)
-    placed = Brought.apply(rows_NTD.reshape(-1, width), layout.taken_P, layout.place_R)
+    shares = layout.share_E.tolist()
+    placed = Brought.apply(rows_NTD.reshape(-1, width), layout.taken(sum(shares)), layout.place_R)
     weights = zip(
         experts.w1_EDF.unbind(),
         experts.b1_EF.unbind(),
@@ -209,10 +215,44 @@ def dispatch_sorted(
     )
     outs = [
         torch.addmm(b2, F.gelu(torch.addmm(b1, share, w1)), w2)
-        for share, (w1, b1, w2, b2) in zip(placed.split(layout.shares), weights, strict=True)
+        for share, (w1, b1, w2, b2) in zip(placed.split(shares), weights, strict=True)
         if len(share)
     ]
     return Returned.apply(torch.cat(outs), layout.place_R).reshape(rows_NTD.shape)
+
+
+def dispatch_grouped(
+    experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
+) -> Tensor:
+    """Rows sorted as in `dispatch_sorted`, and one pair of grouped products, which reads the shares on the device.
+
+    There are as many places as the shares could need; the last expert gets those that are left over, and nobody looks
+    at what comes of them.
+    """
+    tokens, width = rows_NTD.shape[1:]
+    expert_R, num_experts = expert_N.repeat_interleave(tokens), experts.num_experts
+    layout = layout_of(expert_R, num_experts)
+    num_places = (len(expert_R) // ROWS + 1 + num_experts) * ROWS
+    end_E = layout.share_E.cumsum(0).to(torch.int32)
+    end_E[-1:].fill_(num_places)
+    place_P = torch.arange(num_places, device=end_E.device, dtype=torch.int32)
+    numbers_E = torch.arange(num_experts, device=end_E.device)
+    dtype = rows_NTD.dtype
+    if torch.is_autocast_enabled(rows_NTD.device.type):  # knows nothing of grouped products
+        dtype = torch.get_autocast_dtype(rows_NTD.device.type)
+    own_PE = (torch.searchsorted(end_E, place_P, right=True)[:, None] == numbers_E).to(dtype)
+
+    def linear(x_PI: Tensor, weight_EIO: Tensor, bias_EO: Tensor) -> Tensor:
+        # A bias is the product with rows of one 1 each: its gradient is a product too, where indexing would add up.
+        return F.grouped_mm(x_PI, weight_EIO.to(dtype), offs=end_E) + own_PE @ bias_EO.to(dtype)
+
+    placed = Brought.apply(rows_NTD.reshape(-1, width).to(dtype), layout.taken(num_places), layout.place_R)
+    hidden = F.gelu(linear(placed, experts.w1_EDF, experts.b1_EF))
+    out = linear(hidden, experts.w2_EFD, experts.b2_ED)
+    return Returned.apply(out, layout.place_R).reshape(rows_NTD.shape)
+
+
+DISPATCHERS = {"sorted": dispatch_sorted, "loop": dispatch_loop, "grouped": dispatch_grouped}
 
 
 # Gates
@@ -402,7 +442,7 @@ class ExpertAutoencoder(MaskedAutoencoder):
         assert isinstance(self.gate, ClusterGate), "a token gate knows no clusters"
         return self.gate.logits().detach().softmax(dim=-1)
 
-    def set_dispatch(self, dispatch: Literal["sorted", "loop"]) -> None:
+    def set_dispatch(self, dispatch: Dispatch) -> None:
         """Choose how rows reach their experts."""
         for layer in self.expert_shape.layers:
             self.encoder.blocks[layer].mlp.dispatch = dispatch

@@ -17,15 +17,13 @@ costs, and what breaks the symmetry are the groups.
 Shape letters as in experts.py; the sub-nets (G) are its experts (E).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int64
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moce.model.experts import Choice, ExpertAutoencoder, ExpertMLPs
+from moce.model.experts import Choice, Dispatch, ExpertAutoencoder, ExpertMLPs
 
 
 class SubnetMLPs(nn.Module):
@@ -38,12 +36,12 @@ class SubnetMLPs(nn.Module):
         self.own = ExpertMLPs(num_experts, width, hidden - hidden // 2)
 
     @property
-    def dispatch(self) -> Literal["sorted", "loop"]:
+    def dispatch(self) -> Dispatch:
         """How pictures reach the own halves."""
         return self.own.dispatch
 
     @dispatch.setter
-    def dispatch(self, dispatch: Literal["sorted", "loop"]) -> None:
+    def dispatch(self, dispatch: Dispatch) -> None:
         self.own.dispatch = dispatch
 
     @torch.no_grad()

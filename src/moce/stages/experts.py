@@ -28,6 +28,7 @@ from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.randomness import normal
 from moce.engine.runs import Run, open_run, read_run
+from moce.engine.shards import require_shards_possible
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, survey
@@ -214,6 +215,10 @@ class ExpertsObjective(nn.Module):
         own = {"params": gates, "weight_decay": 0.0, "peak_lr": self.config.gate_lr}
         return [*groups, own] if gates else groups
 
+    def parts(self) -> list[nn.Module]:
+        """Attention and MLPs of the model, and of the one that it is distilled from."""
+        return [*self.trained.parts(), *(self.teacher.parts() if self.teacher is not None else [])]
+
     def flops_per_image(self) -> int:
         """Active FLOPs of a step: one expert per row costs what the dense MLP costs; the teacher is not counted."""
         return 3 * self.trained.flops_per_image()
@@ -274,6 +279,8 @@ def require_sense(config: ExpertsConfig) -> None:
         "token": "has no imbalance loss and reads no cluster: --imbalance, --gate-start and --embedding are not used",
         "sdr": "has no gate: --top-k, --balance, --imbalance, --gate-start, --embedding and the like are not used",
     }
+    if config.compile:
+        say("--compile is for `moce pretrain`: the step of experts is not compiled", config.quiet)
     if config.gate in unused and not (config.gate == "none" and not config.imbalance):
         say(f"gate {config.gate} {unused[config.gate]}", config.quiet)
 
@@ -285,6 +292,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     Returns the run's result: method, loss terms, gates, seconds, images_per_second, parameters, active_parameters, ...
     """
     pick_device(config.device)  # says so before anything is written
+    require_shards_possible(config)
     require_sense(config)
     dense_run = read_run(config.mae, "pretrain")
     dense_run.result()

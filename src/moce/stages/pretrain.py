@@ -11,6 +11,7 @@ from moce.engine.devices import pick_device
 from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
+from moce.engine.shards import require_shards_possible
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, survey
@@ -44,6 +45,10 @@ class DenseObjective(nn.Module):
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """AdamW's groups at the peak of base_lr * batch / 256."""
         return parameter_groups(self.trained, config.base_lr * config.batch_size / 256, config.weight_decay)
+
+    def parts(self) -> list[nn.Module]:
+        """Attention and MLPs."""
+        return self.trained.parts()
 
     def flops_per_image(self) -> int:
         """Forward, and twice that for the backward pass."""
@@ -141,6 +146,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns the run's result: loss, steps, images, seconds, images_per_second, parameters, flops_per_image, ...
     """
     pick_device(config.device)  # says so before anything is written
+    require_shards_possible(config)
     if config.epochs == 0 and config.init is None:
         raise UserError("--epochs 0 trains nothing: give --init with weights to take as they are.")
     model = new_model(config)

@@ -31,7 +31,7 @@ from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
 from moce.images.sources import Source
-from moce.model.autoencoder import MaskedAutoencoder
+from moce.model.autoencoder import MaskedAutoencoder, fuses_attention
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
@@ -133,8 +133,7 @@ class PlainViT(Trainable):
         self.num_layers = len(vit.blocks) + 1
 
     def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
-        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
-        fused = images.device.type != "cpu" or not torch.is_grad_enabled()
+        fused = fuses_attention(images.device)
         for block in self.vit.blocks:
             block.attn.fused_attn = fused
         return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].float().mean(dim=1)

@@ -1,0 +1,123 @@
+"""What makes training fast changes nothing beyond rounding: the same eight steps in fp32 under every setting.
+
+The settings are those of the table in docs/scaling.md; tests/engine/test_distributed.py has those of several processes.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from same_numbers import assert_same_numbers, lines
+
+import moce
+from moce.model import autoencoder, experts
+
+EIGHT_STEPS = {"epochs": 1, "precision": "fp32", "num_workers": 0, "device": "cpu", "quiet": True}
+ADAMW = torch.optim.AdamW
+
+Setting = tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None]]
+"""Options, and what is changed that no option changes."""
+
+
+def nothing(_: pytest.MonkeyPatch) -> None: ...
+
+
+def other_attention(patch: pytest.MonkeyPatch) -> None:
+    """The fused kernel in training on a CPU."""
+    patch.setattr(autoencoder, "fuses_attention", lambda device: True)
+
+
+def shares_as_they_come(patch: pytest.MonkeyPatch) -> None:
+    """Experts' shares of rows not filled up."""
+    patch.setattr(experts, "ROWS", 1)
+
+
+def plain_adamw(patch: pytest.MonkeyPatch) -> None:
+    """AdamW parameter by parameter."""
+
+    def plain(*args: Any, fused: bool, **options: Any) -> torch.optim.Optimizer:
+        assert fused
+        return ADAMW(*args, foreach=False, **options)
+
+    patch.setattr(torch.optim, "AdamW", plain)
+
+
+BOTH: dict[str, Setting] = {
+    "attention": ({}, other_attention),
+    "optimiser": ({}, plain_adamw),
+    "pictures read by workers": ({"num_workers": 1, "cache_gib": 0}, nothing),
+}
+DISPATCH: dict[str, Setting] = {
+    "loop": ({"dispatch": "loop"}, nothing),
+    "grouped": ({"dispatch": "grouped"}, nothing),
+    "shares": ({}, shares_as_they_come),
+}
+
+
+@pytest.fixture(scope="module")
+def train(small_runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Eight steps of a method; those without a setting are trained once."""
+    folder = tmp_path_factory.mktemp("speed")
+
+    @functools.cache
+    def reference(method: str) -> Path:
+        return run(method, "reference")
+
+    def run(method: str, name: str, **options: Any) -> Path:
+        out = folder / f"{method}-{name}"
+        used = {**EIGHT_STEPS, **options, "images": small_runs.images, "out": out}
+        if method == "dense":
+            moce.pretrain(preset="debug", **used)
+        else:
+            moce.train_experts(small_runs.mae, small_runs.clusters, gate=method, top_k=2, **used)
+        assert len(lines(out)) == 8
+        return out
+
+    def trained(method: str, name: str | None = None, **options: Any) -> Path:
+        return reference(method) if name is None else run(method, name, **options)
+
+    return trained
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("method", ["dense", "cluster"])
+def test_speed_changes_no_number(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    wanted = train(method)
+    options, change = BOTH[name]
+    change(monkeypatch)
+    assert_same_numbers(wanted, train(method, name, **options))
+
+
+@pytest.mark.parametrize("name", DISPATCH)
+@pytest.mark.parametrize("method", ["cluster", "token"])
+def test_dispatch_changes_no_number(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    wanted = train(method)
+    options, change = DISPATCH[name]
+    change(monkeypatch)
+    assert_same_numbers(wanted, train(method, name, **options))
+
+
+def test_the_comparison_sees_what_is_not_rounding(train: Callable[..., Path]) -> None:
+    """One thousandth more learning rate."""
+    with pytest.raises(AssertionError):
+        assert_same_numbers(train("dense"), train("dense", "faster", base_lr=4e-3 * 1.001))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiling_changes_no_number(train: Callable[..., Path], small_runs, tmp_path: Path, cli) -> None:
+    """In a process of its own: what checks shapes in the tests cannot be compiled."""
+    options = {name: value for name, value in EIGHT_STEPS.items() if name != "quiet"}
+    words = [word for n, v in options.items() for word in ("--" + n.replace("_", "-"), str(v))]
+    words += ["--preset", "debug", "--images", small_runs.images, "--compile", "--out", str(tmp_path / "run")]
+    done = cli("pretrain", *words)
+    assert done.code == 0, done.stderr
+    assert_same_numbers(train("dense"), tmp_path / "run")
