@@ -2,18 +2,19 @@
 
     python benchmarks/prepare.py --work runs/prepare --out results/prepare.json
 
-`plain` is the usual recipe: Pillow's open and convert, torchvision's RandomResizedCrop (bicubic), flip and ToTensor in
-DataLoader workers. The others are this program's batches, mirrored and normalised by the main process, as in training.
-Rounds are interleaved, so that whatever else the machine does hits all alike; ratios are those of the same round.
-The pictures are random crops of the two photographs that scikit-learn brings, unless --images names a folder.
+`plain` is the usual recipe: Pillow's open and convert, torchvision's RandomResizedCrop (bicubic), flip and ToTensor
+in DataLoader workers; `decoding alone` is Pillow's work in it. The others are this program's batches, mirrored and
+normalised by the main process, as in training. Rounds are interleaved, so that whatever else the machine does hits
+all alike; ratios are those of the same round. The pictures are random crops of the two photographs that scikit-learn
+brings, unless --images names a folder.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 import moce
 from moce.engine.devices import keep_freed_memory
@@ -36,6 +37,7 @@ from moce.images.sources import open_images
 
 TOLD = ("num_images", "bytes_before", "bytes_after", "decoded_per_second_before", "decoded_per_second_after")
 SIDE, BATCH, SCALE = 224, 64, (0.2, 1.0)
+WARM, COUNTED = 12, 36  # batches
 
 
 def photographs(folder: Path, number: int, quality: int) -> Path:
@@ -70,43 +72,62 @@ def plain(folder: Path, workers: int) -> Iterator[int]:
             ]
         ),
     )
-    for images, _ in DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True):
+    order = RandomSampler(data, replacement=True, num_samples=1 << 40)  # goes on for as long as one asks
+    fork = "fork" if workers else None  # as ours: workers need not import torch anew
+    for images, _ in DataLoader(
+        data, BATCH, sampler=order, num_workers=workers, multiprocessing_context=fork
+    ):
         yield len(images)
 
 
 def ours(folder: Path, workers: int, cache_gib: float = 0.0) -> Iterator[int]:
-    """One epoch of this program's batches; nothing is kept decoded in memory unless `cache_gib` allows it."""
+    """This program's batches, endlessly; nothing is kept decoded in memory unless `cache_gib` allows it."""
     source = open_images(str(folder))
     order = Order(len(source), BATCH, seed=0)
-    steps = len(source) // BATCH
     for batch in training_batches(
-        source, order, SIDE, SCALE[0], 0, 0, steps, workers, cache_gib=cache_gib, quiet=True
+        source, order, SIDE, SCALE[0], 0, 0, 1 << 30, workers, cache_gib=cache_gib, quiet=True
     ):
         yield len(finish(batch.images, flips(0, batch.epochs, batch.indices)))
 
 
-def measured(recipe: Callable[..., Iterator[int]], arguments: tuple[Any, ...]) -> tuple[float, float]:
-    """(pictures a second, CPU milliseconds a picture) after the first batch, which waits for the workers to start.
+def decoding(folder: Path, workers: int) -> Iterator[int]:
+    """Pillow's decoding alone, in this process: what nothing that decodes all of a picture can do without."""
+    assert workers == 0
+    paths = sorted(folder.rglob("*.jpg"))
+    for number in itertools.count():
+        for path in (paths[(number * BATCH + i) % len(paths)] for i in range(BATCH)):
+            np.asarray(Image.open(path).convert("RGB"))
+        yield BATCH
 
-    The CPU time is that of this process and its workers, with their start: it is little moved by what else runs here.
+
+def measured(recipe: Callable[..., Iterator[int]], arguments: tuple[Any, ...]) -> tuple[float, float]:
+    """(pictures a second, CPU milliseconds a picture) over some batches in the middle of an endless stream.
+
+    Before them the workers have started and filled their queues, after them they go on: what is counted is made
+    meanwhile. The CPU time is that of this process and its workers.
     """
     keep_freed_memory()  # as in training
-    next(recipe(*arguments))  # what is imported and compiled at first counts for none
     batches = recipe(*arguments)
-    busy = cpu_seconds()
-    total = next(batches)
-    start, count = time.perf_counter(), 0
-    for number in batches:
-        count += number
-    took = time.perf_counter() - start
-    del batches  # its workers end, and their time counts
-    return count / took, 1000 * (cpu_seconds() - busy) / (total + count)
+    for _ in range(WARM):
+        next(batches)
+    start, busy, count = time.perf_counter(), cpu_seconds(), 0
+    for _ in range(COUNTED):
+        count += next(batches)
+    took, busy = time.perf_counter() - start, cpu_seconds() - busy
+    cores = len(os.sched_getaffinity(0))
+    assert busy <= 1.02 * took * cores, f"{busy:.1f} s of CPU time in {took:.1f} s on {cores} cores"
+    return count / took, 1000 * busy / count
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    """Of this process and its living children."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    total = time.process_time()
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            after_name = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            total += (int(after_name[11]) + int(after_name[12])) / ticks
+    return total
 
 
 def main() -> None:
@@ -131,6 +152,7 @@ def main() -> None:
         )
     recipes: dict[str, tuple[Callable[..., Iterator[int]], Any]] = {
         "plain": (plain, (folder, given.workers)),
+        "decoding alone, no workers": (decoding, (folder, 0)),
         "folder": (ours, (folder, given.workers)),
         "prepared parquet": (ours, (given.work / "parquet", given.workers)),
         "prepared array": (ours, (given.work / "array", given.workers)),

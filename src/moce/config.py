@@ -187,7 +187,12 @@ class ClusterConfig(Distributed):
         "capacity", "hard labels: n/m a cluster, rounded up or down, or the plain argmax of the plan (L)"
     )
     eps: float = method(0.05, "entropy of the plan, on cosine scores (L: SwAV)", above=0)
-    rounds: int = method(15, "rounds of plan and centroids in turn (R/L)", at_least=1)
+    rounds: int = method(
+        15,
+        "rounds of plan and centroids in turn (R/L); of 2,048 pictures per cluster and more all but the last five "
+        "look at a part of them (ours)",
+        at_least=1,
+    )
     kmeans_iterations: int = method(25, "spherical k-means steps that the centroids start from", at_least=0)
     tolerance: float = method(1e-3, "largest error of the plan's marginals (R)", at_least=0)
     batch_size: int = speed(256, "pictures per pass of the encoder", at_least=1)

@@ -38,7 +38,7 @@ CHUNK_ELEMENTS = 1 << 20
 """Numbers of a chunk of features or scores on the CPU (4 MiB in float32); a GPU takes 64 times as many."""
 SAMPLE = 256  # pictures per cluster that k-means begins with
 STEPS_OVER_ALL = 8  # of k-means, after those on the sample
-ROUND_SAMPLE = 1024  # pictures per cluster that the rounds of plan and centroids begin with
+ROUND_SAMPLE = 1024  # pictures per cluster, at least, that the rounds of plan and centroids begin with
 ROUNDS_OVER_ALL = 5  # of them, after those on the sample
 
 
@@ -279,22 +279,16 @@ def plan_centroids(
     return normalised(processes.sum(sums)).float()
 
 
-def schedule(
-    features: Float[Tensor, "images width"],
-    num_clusters: int,
-    rounds: int,
-    seed: int,
-    processes: Group = ALONE,
-) -> Iterator[tuple[Float[Tensor, "seen width"], int]]:
-    """(this process's pictures that rounds look at, up to which round): a sample where there are many, then all."""
-    start, num_images = processes.span(len(features))
-    early = rounds - ROUNDS_OVER_ALL
-    if num_images > ROUND_SAMPLE * num_clusters and early > 0:
-        chosen = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
-        own = chosen[: ROUND_SAMPLE * num_clusters].sort().values - start
-        own = own[(own >= 0) & (own < len(features))]
-        yield features[own.to(features.device)], early
-    yield features, rounds
+def every_so_many(
+    features: Float[Tensor, "images width"], num_clusters: int, processes: Group = ALONE
+) -> Float[Tensor, "seen width"]:
+    """Every second, third, ... picture, at least 1,024 per cluster; of those, what lies in this process, as a view.
+
+    `features` itself where that is every picture.
+    """
+    first, num_images = processes.span(len(features))
+    step = max(1, num_images // (ROUND_SAMPLE * num_clusters))
+    return features if step == 1 else features[-first % step :: step]
 
 
 def balanced_clusters(
@@ -314,10 +308,10 @@ def balanced_clusters(
     """Centroids and column potentials of `num_clusters` balanced clusters of unit feature vectors.
 
     features: n unit vectors, of all processes together, float16 or float32, possibly memory-mapped. `rounds` rounds of
-    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine); of more than 1,024 pictures
-    per cluster all but the last five look at a sample of so many. Needs num_clusters <= n.
-    `tick` is called after every k-means step and every round. Memory beyond the features: the sample, a few
-    chunks and one number per picture.
+    plan and centroids, fewer when no centroid moves by more than `settled` (1 - cosine); of 2,048 pictures per
+    cluster and more all but the last five look at every second, third, ... picture. Needs num_clusters <= n.
+    `tick` is called after every k-means step and every round. Memory beyond the features: a few chunks and one
+    number per picture.
     """
     assert 1 <= num_clusters <= processes.span(len(features))[1] and eps > 0 and rounds >= 1
     device = device or features.device
@@ -327,13 +321,14 @@ def balanced_clusters(
         )
         potentials = torch.zeros(num_clusters, device=device, dtype=torch.float64)
         passes, done = 0, 0
-        for seen, until in schedule(features, num_clusters, rounds, seed, processes):
-            while done < until:
-                done += 1
+        sample = every_so_many(features, num_clusters, processes)
+        early = 0 if sample is features else max(0, rounds - ROUNDS_OVER_ALL)
+        for seen, most in ((sample, early), (features, rounds - early)):
+            for _ in range(most):
                 plan = sinkhorn(seen, centroids, potentials, eps, tolerance, rows, processes=processes)
                 moved = plan_centroids(seen, centroids, plan.potentials, eps, rows, processes)
                 shift = float((1 - (moved * centroids).sum(dim=1)).max())
-                centroids, potentials = moved, plan.potentials
+                centroids, potentials, done = moved, plan.potentials, done + 1
                 passes += plan.passes + 1 if seen is features else 0
                 tick()
                 if shift < settled:
