@@ -45,12 +45,13 @@ def main() -> None:
         info = read_run(path, "train-experts")
         model, header = load_model(info.path, device)
         assert isinstance(model, ExpertAutoencoder), f"{path} has no experts"
+        labels = clusters.as_trained(info.config).labels
         found, seconds = [], []
         for seed in range(given.seeds):
             with tempfile.TemporaryDirectory() as scratch:
                 target = info.path if given.write and not seed else Path(scratch)
                 start = time.perf_counter()
-                look = (clusters.labels, header["about"], clusters.assigner.crop_pct, seed)
+                look = (labels, header["about"], clusters.assigner.crop_pct, seed)
                 found.append(
                     write_patches(target / PATCHES_FILE, model, source, *look, num_pictures=given.pictures)
                 )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moce.engine.checkpoint import checkpoints, restore_checkpoint, save_checkpoint
-from moce.engine.trainer import Plan, parameter_groups, without_decay
+from moce.engine.trainer import Plan, averages, parameter_groups, without_decay
 from moce.errors import UserError
 
 
@@ -38,6 +38,20 @@ def test_frozen_parameters_are_in_no_group() -> None:
     module.bias.requires_grad = False
     decayed, plain = parameter_groups(module, 1e-3, 0.05)
     assert len(decayed["params"]) == 1 and plain["params"] == []
+
+
+def test_what_is_logged_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    sums = {"loss": torch.rand(()), "count": torch.tensor(7.0), "load": torch.rand(4), "one": torch.rand(1)}
+    wanted = {n: (s / 7).tolist() for n, s in sums.items() if n != "count"}
+    read = []
+    for name in ("tolist", "item", "cpu", "__float__"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, *a, own=own: read.append(t.shape) or own(t, *a))
+    found = averages(sums)
+    assert read == [(6,)]
+    assert found == wanted and list(found) == ["loss", "load", "one"]
+    assert isinstance(found["loss"], float) and isinstance(found["one"], list)
 
 
 def trained(steps: int, module: nn.Module, optimizer: torch.optim.Optimizer, first: int = 0) -> None:

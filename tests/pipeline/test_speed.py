@@ -4,57 +4,120 @@ The settings are those of the table in docs/scaling.md; tests/engine/test_distri
 """
 
 import functools
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from same_numbers import assert_same_numbers, lines
+from torch.nn import functional
 
 import moce
+from moce.images import loader
 from moce.model import autoencoder, experts
 
 EIGHT_STEPS = {"epochs": 1, "precision": "fp32", "num_workers": 0, "device": "cpu", "quiet": True}
 ADAMW = torch.optim.AdamW
 
-Setting = tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None]]
-"""Options, and what is changed that no option changes."""
+Used = list[object]
+"""What a setting leaves where it comes to work: without it nobody would know whether it was there."""
+Setting = tuple[dict[str, Any], Callable[[pytest.MonkeyPatch, Used], None]]
+"""Options, and what is changed: to see that they are used, or what no option changes."""
 
 
-def nothing(_: pytest.MonkeyPatch) -> None: ...
-
-
-def other_attention(patch: pytest.MonkeyPatch) -> None:
+def other_attention(patch: pytest.MonkeyPatch, used: Used) -> None:
     """The fused kernel in training on a CPU."""
+    kernel = functional.scaled_dot_product_attention
+
+    def seen(*args: Any, **options: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            used.append("kernel")
+        return kernel(*args, **options)
+
+    patch.setattr(functional, "scaled_dot_product_attention", seen)
     patch.setattr(autoencoder, "fuses_attention", lambda device: True)
 
 
-def shares_as_they_come(patch: pytest.MonkeyPatch) -> None:
+def shares_as_they_come(patch: pytest.MonkeyPatch, used: Used) -> None:
     """Experts' shares of rows not filled up."""
+    layout_of = experts.layout_of
+
+    def seen(*args: Any) -> experts.Layout:
+        layout = layout_of(*args)
+        if layout.share_E.sum() == len(layout.place_R) and (layout.share_E % 32 != 0).any():
+            used.append("shares")
+        return layout
+
+    patch.setattr(experts, "layout_of", seen)
     patch.setattr(experts, "ROWS", 1)
 
 
-def plain_adamw(patch: pytest.MonkeyPatch) -> None:
+def plain_adamw(patch: pytest.MonkeyPatch, used: Used) -> None:
     """AdamW parameter by parameter."""
 
     def plain(*args: Any, fused: bool, **options: Any) -> torch.optim.Optimizer:
         assert fused
+        used.append("AdamW")
         return ADAMW(*args, foreach=False, **options)
 
     patch.setattr(torch.optim, "AdamW", plain)
 
 
+def one_worker(patch: pytest.MonkeyPatch, used: Used) -> None:
+    """Note a training step's crops that another process made."""
+    here, in_workers = os.getpid(), loader.in_workers
+    crops_of = loader._Crops.__getitem__
+
+    def marked(crops: Any, step: int) -> Any:
+        return *crops_of(crops, step), os.getpid()
+
+    def seen(dataset: Any, items: range, num_workers: int) -> Iterator[Any]:
+        for item in in_workers(dataset, items, num_workers):
+            if not isinstance(dataset, loader._Crops):
+                yield item
+                continue
+            *batch, process = item
+            if process != here:
+                used.append(process)
+            yield batch
+
+    patch.setattr(loader._Crops, "__getitem__", marked)
+    patch.setattr(loader, "in_workers", seen)
+
+
+def dispatcher(name: str) -> Callable[[pytest.MonkeyPatch, Used], None]:
+    """Note every call of a dispatcher with a gradient, so in training."""
+
+    def change(patch: pytest.MonkeyPatch, used: Used) -> None:
+        own = experts.DISPATCHERS[name]
+
+        def seen(*args: Any) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                used.append(name)
+            return own(*args)
+
+        patch.setitem(experts.DISPATCHERS, name, seen)
+
+    return change
+
+
 BOTH: dict[str, Setting] = {
     "attention": ({}, other_attention),
     "optimiser": ({}, plain_adamw),
-    "pictures read by workers": ({"num_workers": 1, "cache_gib": 0}, nothing),
+    "pictures read by workers": ({"num_workers": 1, "cache_gib": 0}, one_worker),
 }
 DISPATCH: dict[str, Setting] = {
-    "loop": ({"dispatch": "loop"}, nothing),
-    "grouped": ({"dispatch": "grouped"}, nothing),
+    "loop": ({"dispatch": "loop"}, dispatcher("loop")),
+    "grouped": ({"dispatch": "grouped"}, dispatcher("grouped")),
     "shares": ({}, shares_as_they_come),
+}
+TIMES = {  # that a setting comes to work in eight steps of the debug preset, at least
+    **dict.fromkeys([*BOTH, *DISPATCH], 8),
+    **dict.fromkeys(["loop", "grouped"], 8 * 2 * 2),  # two blocks with experts, two choices
+    "optimiser": 1,
 }
 
 
@@ -90,8 +153,9 @@ def test_speed_changes_no_number(
 ) -> None:
     wanted = train(method)
     options, change = BOTH[name]
-    change(monkeypatch)
+    change(monkeypatch, used := [])
     assert_same_numbers(wanted, train(method, name, **options))
+    assert len(used) >= TIMES[name], "the setting was not used"
 
 
 @pytest.mark.parametrize("name", DISPATCH)
@@ -101,8 +165,9 @@ def test_dispatch_changes_no_number(
 ) -> None:
     wanted = train(method)
     options, change = DISPATCH[name]
-    change(monkeypatch)
+    change(monkeypatch, used := [])
     assert_same_numbers(wanted, train(method, name, **options))
+    assert len(used) >= TIMES[name], "the setting was not used"
 
 
 def test_the_comparison_sees_what_is_not_rounding(train: Callable[..., Path]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import moce
 from moce.images.augment import finish
 from moce.images.sources import open_images
 from moce.model.weights import load_model, read_header, read_tensors
@@ -141,6 +142,26 @@ def test_the_file_is_the_same_every_time(small_runs, tmp_path) -> None:
         labels = torch.arange(40) % 5
         write_patches(tmp_path / name, model, source, labels, header["about"], 1.0, seed=3)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(("gate", "device"), [("token", "meta"), ("cluster", "cpu")])
+def test_who_has_to_pass_through_the_model_does_so_on_the_device(
+    small_runs, tmp_path, monkeypatch: pytest.MonkeyPatch, gate: str, device: str
+) -> None:
+    """Training gives back a model on the CPU, as with --shard on GPUs; torch's `meta` stands for the GPU."""
+
+    class Seen(Exception):
+        """Where the model lay."""
+
+    def look(path: object, model: torch.nn.Module, *_: object, **__: object) -> None:
+        raise Seen(model.mask_token.device)
+
+    monkeypatch.setattr("moce.stages.experts.pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("moce.stages.experts.write_patches", look)
+    monkeypatch.setattr("moce.stages.experts.train", lambda *_: {})
+    options = {"images": small_runs.images, "gate": gate, "gate_start": "random", "quiet": True}
+    with pytest.raises(Seen, match=device):
+        moce.train_experts(small_runs.mae, small_runs.clusters, out=tmp_path / "run", **options)
 
 
 def test_large_pictures_become_small_ones() -> None:

@@ -4,9 +4,11 @@ The device here is torch's `meta`, which has shapes and no numbers: whatever is 
 """
 
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.nn import functional
 
 from moce.config import ExpertsConfig, PretrainConfig
 from moce.images.augment import crop_boxes, resize_crops
@@ -25,9 +27,16 @@ PATHS = {"mae": "m", "clusters": "c", "images": "i", "out": "o"}
 
 @pytest.fixture(autouse=True)
 def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is none for this device; the computations are those of fp32."""
+    """There is none for this device; all but grouped products, which ask themselves, compute in fp32."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+
+
+class Grouped(NamedTuple):
+    """The precision that grouped products should have, and the precisions of each one that was made."""
+
+    dtype: torch.dtype
+    calls: list[set[torch.dtype]]
 
 
 def pictures() -> Batch:
@@ -62,14 +71,34 @@ def test_dense_training_reads_nothing() -> None:
     step(DenseObjective(MaskedAutoencoder(SHAPE), PretrainConfig(images="i", out="o")), pictures())
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Grouped:
+    """Grouped products as without and as under autocast, which they ask for what it would multiply in."""
+    multiply, calls = functional.grouped_mm, []
+
+    def seen(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+        out = multiply(x, weight, **options)
+        calls.append({x.dtype, weight.dtype, out.dtype})
+        return out
+
+    monkeypatch.setattr(functional, "grouped_mm", seen)
+    if request.param == torch.bfloat16:
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda *_: torch.bfloat16)
+    return Grouped(request.param, calls)
+
+
 @pytest.mark.parametrize(("gate", "top_k"), [("cluster", 1), ("cluster", 2), ("token", 1), ("none", 1)])
-def test_training_with_grouped_products_reads_nothing(gate: str, top_k: int) -> None:
+def test_training_with_grouped_products_reads_nothing(grouped: Grouped, gate: str, top_k: int) -> None:
     step(objective(gate, "grouped", top_k), batch())
+    wanted = 0 if gate == "none" else 2 * len(LAYERS) * top_k  # an MLP is two products
+    assert grouped.calls == [{grouped.dtype}] * wanted
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.9])
-def test_sub_nets_with_grouped_products_read_nothing(progress: float) -> None:
+def test_sub_nets_with_grouped_products_read_nothing(grouped: Grouped, progress: float) -> None:
     step(objective("sdr", "grouped"), batch(progress))
+    assert grouped.calls == [{grouped.dtype}] * (2 * len(LAYERS) if progress else 0)
 
 
 def test_crops_on_a_device_read_nothing() -> None:

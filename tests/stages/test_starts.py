@@ -98,6 +98,15 @@ def test_sub_nets_are_those_of_the_bunches(dense: MaskedAutoencoder, assigner: A
     assert (model.expert_shape.top_k, model.expert_shape.output_scale) == (1, "straight-through")
 
 
+@pytest.mark.parametrize("dispatch", ["sorted", "loop", "grouped"])
+@pytest.mark.parametrize("gate", ["cluster", "token", "sdr"])
+def test_rows_reach_their_experts_as_asked(
+    dense: MaskedAutoencoder, assigner: Assigner, gate: str, dispatch: str
+) -> None:
+    model = started(dense, assigner, gate=gate, dispatch=dispatch, gate_start="random")
+    assert {model.encoder.blocks[layer].mlp.dispatch for layer in model.expert_shape.layers} == {dispatch}
+
+
 @pytest.mark.parametrize("options", [{"gate": "sdr"}, {"gate_start": "super-centroids"}])
 def test_more_groups_than_clusters_are_refused(
     dense: MaskedAutoencoder, assigner: Assigner, options: dict[str, str]

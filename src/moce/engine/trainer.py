@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -251,9 +252,13 @@ def train(
 
 
 def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
-    """Sums of a metrics line over its number of steps, as Python numbers and lists."""
-    count = sums["count"]
-    return {n: (s / count).tolist() for n, s in sums.items() if n != "count"}
+    """Sums (scalars and vectors) of a metrics line over its number of steps, as Python numbers and lists.
+
+    They are read from the device in one piece.
+    """
+    count, logged = sums["count"], {n: s for n, s in sums.items() if n != "count"}
+    numbers = iter(torch.cat([(s / count).flatten() for s in logged.values()]).tolist())
+    return {n: list(islice(numbers, len(s))) if s.ndim else next(numbers) for n, s in logged.items()}
 
 
 @torch.no_grad()

@@ -291,7 +291,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
 
     Returns the run's result: method, loss terms, gates, seconds, images_per_second, parameters, active_parameters, ...
     """
-    pick_device(config.device)  # says so before anything is written
+    device = pick_device(config.device)  # says so before anything is written
     require_shards_possible(config)
     require_sense(config)
     dense_run = read_run(config.mae, "pretrain")
@@ -300,7 +300,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     source = open_images(config.images, dense.shape.channels)
     require_apart(source, config.out, below=False)
     clusters = read_clusters(config.clusters, dense, source.fingerprint())
-    trained_on = clusters.shuffled(config.seed) if config.shuffle_clusters else clusters
+    trained_on = clusters.as_trained(dataclasses.asdict(config))
     selected = clusters.members(config.only_clusters) if config.only_clusters else None
     model = new_experts(dense, clusters.assigner, config)
     checked = survey(source, config.quiet)
@@ -333,7 +333,10 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
             say("looking at what the gates follow", config.quiet)
             look = (labels, about, clusters.assigner.crop_pct, config.seed)
             patches, workers = run.path / PATCHES_FILE, num_workers_of(config.num_workers)
-            run.once(lambda: write_patches(patches, model, source, *look, num_workers=workers))
+            # What was spread comes back on the CPU. A token's gate is only known by a pass through the model, for which
+            # the other processes wait; a cluster's is not worth the way.
+            there = device if config.gate == "token" else model.mask_token.device
+            run.once(lambda: write_patches(patches, model.to(there), source, *look, num_workers=workers))
         unreadable = group().union(feed.unreadable)
         run.once(lambda: save_model(run.path / "model.safetensors", model, {**about, "seed": config.seed}))
         run.once(lambda: list_unreadable(run.path, source, unreadable, config.quiet))

@@ -1,7 +1,9 @@
 """Which cluster the pictures of pre-training belong to: as stage 1 found it, dealt out anew, or some clusters alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +42,10 @@ class Clusters:
         found = self.found.clone()
         found[readable] = self.found[readable[order]]
         return Clusters(self.assigner, found, self.folder)
+
+    def as_trained(self, options: Mapping[str, Any]) -> "Clusters":
+        """The clusters that a run of `moce train-experts` with these options trains on: these, or shuffled."""
+        return self.shuffled(options["seed"]) if options.get("shuffle_clusters") else self
 
     def members(self, numbers: tuple[int, ...]) -> Int64[Tensor, " members"]:
         """Indices of the pictures of these clusters. UserError for a cluster that is not there or has no picture."""
