@@ -142,7 +142,7 @@ class PretrainConfig(Training):
 
     images: str = given(
         "pictures: a folder, a parquet file or glob, wds:GLOB of tar files, hf://NAME?split=train, "
-        "torchvision://NAME?root=DIR&train=true, toyworld://KIND?split=train"
+        "torchvision://NAME?root=DIR&train=true, toyworld://KIND?split=train, classes:FILE:IMAGES"
     )
     out: str = output(dataclasses.MISSING, "folder of the run")
     init: str | None = given(
