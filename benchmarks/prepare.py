@@ -10,12 +10,14 @@ The pictures are random crops of the two photographs that scikit-learn brings, u
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +85,14 @@ def ours(folder: Path, workers: int, cache_gib: float = 0.0) -> Iterator[int]:
         yield len(finish(batch.images, flips(0, batch.epochs, batch.indices)))
 
 
-def measured(batches: Iterator[int]) -> tuple[float, float]:
+def measured(recipe: Callable[..., Iterator[int]], arguments: tuple[Any, ...]) -> tuple[float, float]:
     """(pictures a second, CPU milliseconds a picture) after the first batch, which waits for the workers to start.
 
     The CPU time is that of this process and its workers, with their start: it is little moved by what else runs here.
     """
+    keep_freed_memory()  # as in training
+    next(recipe(*arguments))  # what is imported and compiled at first counts for none
+    batches = recipe(*arguments)
     busy = cpu_seconds()
     total = next(batches)
     start, count = time.perf_counter(), 0
@@ -118,24 +123,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     given = parser.parse_args()
-    keep_freed_memory()  # as in training
     folder = given.images or photographs(given.work / "folder", given.number, given.quality)
     told = {}
     for kind in ("parquet", "array"):
         told[kind] = moce.prepare(
             images=folder, out=given.work / kind, short_side=SIDE, format=kind, quiet=True
         )
-    recipes: dict[str, Callable[[], Iterator[int]]] = {
-        "plain": lambda: plain(folder, given.workers),
-        "folder": lambda: ours(folder, given.workers),
-        "prepared parquet": lambda: ours(given.work / "parquet", given.workers),
-        "prepared array": lambda: ours(given.work / "array", given.workers),
-        "prepared array, no workers": lambda: ours(given.work / "array", 0, cache_gib=64.0),
+    recipes: dict[str, tuple[Callable[..., Iterator[int]], Any]] = {
+        "plain": (plain, (folder, given.workers)),
+        "folder": (ours, (folder, given.workers)),
+        "prepared parquet": (ours, (given.work / "parquet", given.workers)),
+        "prepared array": (ours, (given.work / "array", given.workers)),
+        "prepared array, no workers": (ours, (given.work / "array", 0, 64.0)),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in recipes}
+    # Each in a process of its own: what an earlier one left in memory would slow down the workers of the next.
+    new_process = multiprocessing.get_context("spawn")
     for _ in range(given.rounds):
-        for name, batches in recipes.items():
-            found[name].append(measured(batches()))
+        for name, recipe in recipes.items():
+            with ProcessPoolExecutor(1, new_process) as pool:
+                found[name].append(pool.submit(measured, *recipe).result())
     rows = [row(name, runs, found["plain"]) for name, runs in found.items()]
     for r in rows:
         print(

@@ -146,8 +146,11 @@ class PretrainConfig(Training):
     )
     out: str = output(dataclasses.MISSING, "folder of the run")
     init: str | None = given(
-        "start from these weights: a run of ours, also one of another --image-size", default=None
+        "start from these weights: a run of ours, timm:NAME, hf:NAME (ViTMAE), or a file of timm's or of the official "
+        "MAE code; --image-size may be another",
+        default=None,
     )
+    epochs: int = method(28, "passes over the pictures; 0: the weights of --init as they are", at_least=0)
     model: str = method(
         "vit_tiny", "size of the encoder: any plain ViT of timm, such as vit_base_patch16_224"
     )
@@ -287,7 +290,7 @@ class CustomizeConfig(Common):
 class EvaluateConfig(Common):
     """Measure what a model is worth on a task."""
 
-    model: str = given("a run folder or a customised model", positional=True)
+    model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
     task: str = given("name, folder or all")
     protocol: str = method("knn", "knn, linear, finetune")
     data_root: str | None = given("folder that the named tasks are in", default=None)

@@ -32,3 +32,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     spelled = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.5)
     return f" Did you mean '{spelled[near[0]]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line without an end mark."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(" .:;")

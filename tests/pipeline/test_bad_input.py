@@ -233,7 +233,19 @@ def test_named_pictures_that_are_not_there(
         (["--image-size", "3x4x5"], ["--image-size", "HEIGHTxWIDTH"]),
         (["--channels", "65"], ["--channels must be at most 64"]),
         (["--channels", "13"], ["All 24 pictures", "it has 3 channels and the model takes 13 (--channels)"]),
-        (["--init", "timm:vit_tiny_patch16_224"], ["not supported yet"]),
+        (
+            ["--init", "timm:test_vit"],
+            ["timm:test_vit: timm cannot load its weights", "not in the local cache"],
+        ),
+        (["--init", "timm:vit_tinny"], ["timm has no model 'vit_tinny'"]),
+        (
+            ["--init", "timm:test_vit?pretrained=false"],
+            ["--init timm:test_vit?pretrained=false has --patch-size 16, not 8; give the same options"],
+        ),
+        (["--init", "timm:test_resnet?pretrained=false"], ["is not a plain ViT"]),
+        (["--init", "hf:nobody/nothing"], ["hf:nobody/nothing", "no model of this name can be had"]),
+        (["--init", __file__], ["test_bad_input.py is no file of weights", "torch.save"]),
+        (["--epochs", "0"], ["--epochs 0 trains nothing", "--init"]),
         (["--device", "gpu"], ["--device"]),
     ],
 )
@@ -261,6 +273,7 @@ def test_weights_to_start_from_that_do_not_fit(command, tmp_path: Path, small_ru
     refused(command(*line, small_runs.mae, "--channels", "1"), "--channels 3, not 1")
     refused(command(*line, small_runs.moce), "does not fit the model", "missing", "unexpected")
     refused(command(*line, small_runs.clusters), "`moce cluster`")
+    refused(command(*line, small_runs.mae / "model.safetensors"), "is a model of moce: give the run folder")
     assert not (tmp_path / "out").exists()
 
 
@@ -350,6 +363,8 @@ def test_folders_that_are_no_run_or_another_kind(command, tmp_path: Path, small_
     refused(command("cluster", small_runs.clusters, *out), "a run of `moce cluster`", "`moce pretrain`")
     refused(command("train-experts", small_runs.clusters, small_runs.clusters, *out), "`moce pretrain`")
     refused(command("train-experts", small_runs.mae, small_runs.mae, *out), "`moce cluster`")
+    public = "`moce pretrain --init timm:test_vit --epochs 0` makes one"
+    refused(command("cluster", "timm:test_vit", *out), "is no run folder", public)
     refused(command("customize", small_runs.mae, *out), "`moce train-experts`")
     refused(command("customize", small_runs.mae_star, *out), "--gate none")
     assert not (tmp_path / "out").exists()

@@ -104,6 +104,13 @@ def test_the_table_of_the_terminal() -> None:
     assert both[3].split() == ["mean", "of", "2", "tasks", "32.5", "47.5"]
 
 
+def test_long_names_of_methods_stay_apart() -> None:
+    names = ["vit_base_patch16_224.mae", "vit_base_patch16_224.dino"]
+    lines = as_text(Table("knn", [result("a", name, 0.5) for name in names])).splitlines()
+    assert lines[0].split() == ["knn", *sorted(names)]
+    assert len(lines[0]) == len(lines[1].rstrip()) + 1
+
+
 def test_what_counts_as_an_evaluation() -> None:
     assert is_evaluation(result("a", "MAE", 0.5))
     assert not is_evaluation({"verb": "pretrain"})

@@ -53,6 +53,7 @@ class Layers(Trainable):
 class FakeEncoder:
     name, method, fingerprint, width = "fake", "MAE", "0" * 16, 16
     image_size, mean, std, crop_pct = (8, 8), (0.5,) * 3, (0.2,) * 3, 1.0
+    interpolation = "bicubic"
     about: dict = {}
 
     def __init__(self, auxiliary: bool = False) -> None:

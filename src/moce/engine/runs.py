@@ -58,6 +58,10 @@ class RunInfo:
 
 def read_run(path: str | Path, verb: str | tuple[str, ...] | None = None) -> RunInfo:
     """The run in a folder; UserError when there is none, or one of another verb."""
+    if str(path).startswith(("timm:", "hf:")):
+        raise UserError(
+            f"{path} is no run folder: `moce pretrain --init {path} --epochs 0` makes one of its weights, untrained."
+        )
     path = Path(path)
     if not path.exists():
         raise UserError(f"There is no folder {path}.")

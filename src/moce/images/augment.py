@@ -111,7 +111,10 @@ def resize_crops_by_products(
 
 
 def centre_crop(
-    image: UInt8[Tensor, "*images channels rows columns"], size: tuple[int, int], crop_pct: float = 1.0
+    image: UInt8[Tensor, "*images channels rows columns"],
+    size: tuple[int, int],
+    crop_pct: float = 1.0,
+    interpolation: str = "bicubic",
 ) -> UInt8[Tensor, "*images channels h w"]:
     """Resized to cover size / crop_pct, then the middle; a picture that has this size already comes back unchanged."""
     height, width = image.shape[-2:]
@@ -123,7 +126,7 @@ def centre_crop(
         resized = [wide * height // width, wide]
     if resized != [height, width]:
         batch = image.reshape(-1, *image.shape[-3:])
-        batch = functional.interpolate(batch, resized, mode="bicubic", antialias=True)
+        batch = functional.interpolate(batch, resized, mode=interpolation, antialias=True)
         image = batch.reshape(*image.shape[:-2], *resized)
     top, left = (round((have - want) / 2) for have, want in zip(resized, size, strict=True))
     return image[..., top : top + size[0], left : left + size[1]].contiguous()
@@ -136,9 +139,17 @@ def finish(
     std: Sequence[float] = IMAGENET_STD,
 ) -> Float32[Tensor, "images channels h w"]:
     """Mirror and normalise, on the device of `images`: the last step before a model."""
+    scale, offset = _affine(tuple(mean), tuple(std), images.device)
+    if (
+        images.device.type == "cpu"
+    ):  # a picture at a time stays in the cache: a third of the time at 224 pixels (M)
+        out = torch.empty(images.shape)
+        mirrored = [False] * len(images) if flip is None else flip.tolist()
+        for image, mirror, row in zip(images, mirrored, out, strict=True):
+            torch.addcmul(offset[0], (image.flip(-1) if mirror else image).float(), scale[0], out=row)
+        return out
     if flip is not None:
         images = torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
-    scale, offset = _affine(tuple(mean), tuple(std), images.device)
     return torch.addcmul(offset, images.float(), scale)
 
 

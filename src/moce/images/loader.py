@@ -164,6 +164,7 @@ def centred_batches(
     crop_pct: float = 1.0,
     quiet: bool = False,
     indices: Int64[np.ndarray, "chosen"] | Int64[Tensor, "chosen"] | None = None,
+    interpolation: str = "bicubic",
 ) -> Iterator[tuple[Int64[Tensor, "images"], UInt8[Tensor, "images channels h w"]]]:
     """(indices, central crops) of the chosen pictures in their order, by default of all.
 
@@ -175,21 +176,32 @@ def centred_batches(
     batches = chosen.split(batch_size)
     decoded = read_all(source, quiet, only_if_cheap=True)
     if decoded is None:
-        found = in_workers(_Centres(source, batches, size, crop_pct), range(len(batches)), num_workers)
+        centres = _Centres(source, batches, size, crop_pct, interpolation)
+        found = in_workers(centres, range(len(batches)), num_workers)
         return (batch for batch in found if len(batch[0]))
     bad = torch.zeros(len(source), dtype=torch.bool)
     bad[decoded.unreadable] = True
     kept = (batch[~bad[batch]] for batch in batches)
-    return ((batch, centre_crop(decoded.images[batch], size, crop_pct)) for batch in kept if len(batch))
+    return (
+        (batch, centre_crop(decoded.images[batch], size, crop_pct, interpolation))
+        for batch in kept
+        if len(batch)
+    )
 
 
 class _Centres(Dataset):
     """Item b is batch b: its readable pictures' indices and central crops."""
 
     def __init__(
-        self, source: Source, batches: Sequence[Tensor], size: tuple[int, int], crop_pct: float
+        self,
+        source: Source,
+        batches: Sequence[Tensor],
+        size: tuple[int, int],
+        crop_pct: float,
+        interpolation: str,
     ) -> None:
-        self.source, self.batches, self.size, self.crop_pct = source, batches, size, crop_pct
+        self.source, self.batches = source, batches
+        self.size, self.crop_pct, self.interpolation = size, crop_pct, interpolation
 
     def __getitem__(self, number: int) -> Any:
         indices, crops = [], []
@@ -199,7 +211,7 @@ class _Centres(Dataset):
             except UnreadableImage:
                 continue
             indices.append(index)
-            crops.append(centre_crop(image, self.size, self.crop_pct))
+            crops.append(centre_crop(image, self.size, self.crop_pct, self.interpolation))
         return torch.tensor(indices, dtype=torch.int64), default_collate(crops) if crops else torch.empty(0)
 
 

@@ -43,7 +43,9 @@ class ParquetImages:
                     f"'{path}' has its pictures in '{other.column}', '{files[0]}' in '{self.column}'."
                 )
             if other.classes != about[0].classes:
-                raise UserError(f"'{path}' has other classes than '{files[0]}'.")
+                raise UserError(
+                    f"'{path}' has other classes than '{files[0]}'; give files of one set, or files without labels."
+                )
         # Of each row group: which file, which group in it, the index of its first row.
         self._places = [(file, i) for file, other in enumerate(about) for i in range(len(other.rows))]
         self._starts = np.cumsum([0] + [rows for other in about for rows in other.rows])

@@ -1,21 +1,21 @@
-"""SCHEME://NAME?option=value&...: what a person writes to name pictures that are not simply files."""
+"""SCHEME://NAME?option=value&...: what a person writes to name pictures and models that are not simply files."""
 
 from urllib.parse import parse_qsl, unquote
 
 from moce.errors import UserError, did_you_mean
 
 
-def parts_of(uri: str, scheme: str) -> tuple[str, dict[str, str]]:
+def parts_of(uri: str, scheme: str, mark: str = "://") -> tuple[str, dict[str, str]]:
     """(NAME, options) with percent-encoding undone; a plus stays a plus, as in the paths of c++."""
-    if not uri.startswith(f"{scheme}://"):
+    if not uri.startswith(f"{scheme}{mark}"):
         raise UserError(f"'{uri}': write {scheme}://NAME, with two slashes.")
-    name, _, query = uri.removeprefix(f"{scheme}://").partition("?")
+    name, _, query = uri.removeprefix(f"{scheme}{mark}").partition("?")
     pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)
     options = dict(pairs)
     if len(options) < len(pairs):
         raise UserError(f"'{uri}' gives an option twice.")
     if not name:
-        raise UserError(f"'{uri}' names nothing: write {scheme}://NAME.")
+        raise UserError(f"'{uri}' names nothing: write {scheme}{mark}NAME.")
     return unquote(name), options
 
 

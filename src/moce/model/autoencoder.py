@@ -95,6 +95,18 @@ def require_whole_patches(image_size: tuple[int, int], patch_size: tuple[int, in
     )
 
 
+def is_plain(encoder: Any) -> bool:
+    """Whether a network is a ViT with class token, a position for each token, and MLPs; nothing added."""
+    return (
+        isinstance(encoder, VisionTransformer)
+        and encoder.num_prefix_tokens == 1
+        and encoder.pos_embed is not None
+        and encoder.pos_embed.shape[1] == encoder.patch_embed.num_patches + 1
+        and isinstance(encoder.norm_pre, nn.Identity)
+        and all(type(b) is Block and type(b.mlp) is Mlp and type(b.attn) is Attention for b in encoder.blocks)
+    )
+
+
 def build_encoder(shape: AutoencoderShape) -> VisionTransformer:
     """timm's ViT of this shape, without head. UserError when it is no plain ViT or the sizes do not fit."""
     require_whole_patches(shape.image_size, shape.patch_size)
@@ -110,15 +122,7 @@ def build_encoder(shape: AutoencoderShape) -> VisionTransformer:
         )
     except (TypeError, AssertionError):  # timm's own words for a model that has no such arguments
         encoder = None
-    plain = (
-        isinstance(encoder, VisionTransformer)
-        and encoder.num_prefix_tokens == 1
-        and encoder.pos_embed is not None
-        and encoder.pos_embed.shape[1] == shape.num_patches + 1
-        and isinstance(encoder.norm_pre, nn.Identity)
-        and all(type(b) is Block and type(b.mlp) is Mlp and type(b.attn) is Attention for b in encoder.blocks)
-    )
-    if not plain:
+    if not is_plain(encoder) or encoder.pos_embed.shape[1] != shape.num_patches + 1:
         raise UserError(
             f"--model {shape.architecture} is not a plain ViT (class token, learned positions, MLPs); take vit_tiny, "
             "vit_small, vit_base, vit_large or the like."

@@ -1,5 +1,6 @@
 """Stage 0: train a dense masked autoencoder (He et al., arXiv 2111.06377)."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation, normalisation
 from moce.images.sources import open_images, require_apart
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_architecture, shape_json
+from moce.model.foreign import is_foreign, load_foreign, read_foreign, shape_of
 from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
 from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared, share
@@ -78,7 +80,7 @@ class Start(NamedTuple):
     """What a run takes over from an earlier one: the same pixels must look the same to the same weights."""
 
     fingerprint: str
-    pixels: Normalisation
+    pixels: Normalisation | None  # None: nobody says
 
 
 def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
@@ -87,19 +89,13 @@ def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
     UserError where there is no such run, or its model differs in more than what may differ: the size of the pictures,
     the mask ratio and the target.
     """
-    if init.startswith(("timm:", "hf:")):
-        raise UserError(f"--init {init} is not supported yet: name a run folder of `moce pretrain`.")
+    if is_foreign(init) or Path(init).is_file():
+        return foreign_start(model, init, quiet)
     info = read_run(init, ("pretrain", "train-experts"))
     info.result()  # says so when the run is not finished
     earlier, header = load_model(info.path)
     weights, size = fingerprint(earlier), model.shape.image_size
-    before, now = shape_json(earlier.shape), shape_json(model.shape)
-    for name in ("architecture", "patch_size", "channels", "decoder_depth", "decoder_width", "decoder_heads"):
-        if before[name] != now[name]:
-            spelled = "--" + {"architecture": "model"}.get(name, name).replace("_", "-")
-            raise UserError(
-                f"--init {init} has {spelled} {before[name]}, not {now[name]}; give the same options."
-            )
+    refuse_other_shape(init, shape_json(earlier.shape), model)
     if earlier.shape.image_size != size:
         sizes = (spelled_size(*earlier.shape.image_size), spelled_size(*size))
         say(f"--init {init}: positions resampled from {sizes[0]} to {sizes[1]} pixels", quiet)
@@ -109,6 +105,35 @@ def starting_weights(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
     return Start(weights, Normalisation(tuple(about["mean"]), tuple(about["std"])))
 
 
+def refuse_other_shape(init: str, before: dict[str, Any], model: MaskedAutoencoder) -> None:
+    """UserError, with the options to give, where weights are of another model in more than the size of its pictures."""
+    now, differences = shape_json(model.shape), []
+    for name in ("architecture", "patch_size", "channels", "decoder_depth", "decoder_width", "decoder_heads"):
+        if before[name] != now[name]:
+            spelled = "--" + {"architecture": "model"}.get(name, name).replace("_", "-")
+            old, new = (
+                spelled_size(*shape[name]) if name == "patch_size" else shape[name] for shape in (before, now)
+            )
+            differences.append(f"{spelled} {old}, not {new}")
+    if differences:
+        raise UserError(f"--init {init} has {'; '.join(differences)}; give the same options.")
+
+
+def foreign_start(model: MaskedAutoencoder, init: str, quiet: bool) -> Start:
+    """Load what another program trained; UserError as for `starting_weights`."""
+    found = read_foreign(init)
+    refuse_other_shape(init, shape_of(found, model), model)
+    say(f"--init {init}: {load_foreign(model, found, init)}", quiet)
+    target = found.known.get("norm_target", model.shape.norm_target)
+    if target != model.shape.norm_target:
+        pixels = "normalised within each patch" if target else "as they are"
+        say(
+            f"--init {init}: it predicted pixels {pixels}, unlike this run (--norm-target, --no-norm-target)",
+            quiet,
+        )
+    return Start(found.fingerprint(), found.pixels)
+
+
 @verb(PretrainConfig)
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train a dense masked autoencoder from pictures without labels; the run folder holds `model.safetensors`.
@@ -116,6 +141,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Returns the run's result: loss, steps, images, seconds, images_per_second, parameters, flops_per_image, ...
     """
     pick_device(config.device)  # says so before anything is written
+    if config.epochs == 0 and config.init is None:
+        raise UserError("--epochs 0 trains nothing: give --init with weights to take as they are.")
     model = new_model(config)
     start = starting_weights(model, config.init, config.quiet) if config.init else None
     inputs = {"weights of --init": start.fingerprint} if start else {}
@@ -130,7 +157,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         feed = open_feed(source, checked, model.shape.image_size, config)
         pixels = (
             start.pixels
-            if start
+            if start and start.pixels
             else run.once(lambda: normalisation(source, config.channels, checked.unreadable, config.quiet))
         )
         objective = DenseObjective(model, config, pixels)

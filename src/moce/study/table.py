@@ -133,18 +133,18 @@ def tables(results: list[dict[str, Any]]) -> list[Table]:
 def as_text(table: Table) -> str:
     """The table for a terminal, in per cent; the best of each row has a star."""
     width = max(len(task) for task in [*table.tasks, "mean of 00 tasks"]) + 2
-    column = max(11, *(len(method) + 2 for method in table.methods))
-    lines = [f"{table.protocol:<{width}}" + "".join(f"{m:>{column}}" for m in table.methods)]
+    columns = {m: max(11, len(m) + 2) for m in table.methods}
+    lines = [f"{table.protocol:<{width}}" + "".join(f"{m:>{columns[m]}}" for m in table.methods)]
     for task in table.tasks:
         best, row = table.best(task), f"{task:<{width}}"
         for method in table.methods:
             value = table.value(task, method)
             shown = "-" if value is None else percent(value)
-            row += f"{shown + ('*' if method in best else ' '):>{column}}"
+            row += f"{shown + ('*' if method in best else ' '):>{columns[method]}}"
         lines.append(row)
     if len(table.shared) > 1:
         row = f"{'mean of ' + str(len(table.shared)) + ' tasks':<{width}}"
         for method in table.methods:
-            row += f"{percent(table.mean(method) or 0) + ' ':>{column}}"
+            row += f"{percent(table.mean(method) or 0) + ' ':>{columns[method]}}"
         lines.append(row)
     return "\n".join(lines)

@@ -8,6 +8,8 @@ nothing masked, float32, the same to the digit each time. `trainable()` is a fre
     TokenMoE   a train-experts run with gate token: transferred whole, without noise, fine-tuned with its balance loss
     MoCE, SDR  a train-experts run with gate cluster or sdr, sliced in memory for the task (submodels.py); or a
                customised folder, sliced earlier
+
+Other people's models are in rivals.py.
 """
 
 import copy
@@ -31,6 +33,7 @@ from moce.images.augment import finish
 from moce.images.sources import Source
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
+from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
 
@@ -67,6 +70,7 @@ class Encoder(Protocol):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
+    interpolation: str  # of central crops: bicubic or bilinear
     about: dict[str, Any]  # further facts for the JSON of a result, such as the cluster that a task was given
 
     def features(self, images: UInt8[Tensor, "images channels h w"]) -> Float32[Tensor, "images width"]:
@@ -92,12 +96,13 @@ class Frozen:
         std: tuple[float, ...],
         crop_pct: float,
         device: torch.device,
+        interpolation: str = "bicubic",
         about: dict[str, Any] | None = None,
     ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self.name, self.method, self.fingerprint, self.width = name, method, fingerprint, width
         self.image_size, self.mean, self.std, self.crop_pct = image_size, mean, std, crop_pct
-        self.device, self.about = device, about or {}
+        self.device, self.interpolation, self.about = device, interpolation, about or {}
 
     @torch.no_grad()
     def features(self, images: UInt8[Tensor, "images channels h w"]) -> Float32[Tensor, "images width"]:
@@ -192,8 +197,6 @@ class RoutedViT(Trainable):
 
 def model_folder(path: str) -> Path:
     """The folder that `path` names; UserError when there is none."""
-    if path.startswith(("timm:", "hf:")):
-        raise UserError(f"{path}: other people's models are not supported yet; name a run folder of moce.")
     folder = Path(path)
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
@@ -210,6 +213,10 @@ def finished_run(folder: Path) -> RunInfo:
 
 def channels_of(path: str) -> int:
     """Channels of the pictures that a model takes, without loading it; UserError as for `load_encoder`."""
+    if is_foreign(path):
+        from moce.transfer.rivals import foreign_encoder  # which is made of what stands here
+
+        return len(foreign_encoder(path, torch.device("cpu"), quiet=True).mean)
     folder = model_folder(path)
     if is_customised(folder):
         return int(read_json(folder / CONFIG)["pretrained_cfg"]["input_size"][0])
@@ -238,13 +245,18 @@ def load_encoder(
     seed: int = 0,
     task: str = "",
 ) -> Encoder:
-    """The encoder in a run folder or a customised folder, for pictures of `image_size`, by default of its own size.
+    """The encoder that `path` names, for pictures of `image_size`, by default of its own size: that of a run folder, of
+    a customised folder, or somebody else's (timm:NAME, hf:NAME).
 
     `task_train` are the task's training pictures; an experts' run with a cluster gate is sliced by `strategy`, by
     default their vote, for which neither their labels nor any other picture is looked at, and at the size of
     pre-training whatever `image_size` says. Strategies that read labels (knn, oracle) are `SubModels.by_score`'s.
     `seed` and the task's name say which sub-model a random one is. UserError when there is no such model.
     """
+    if is_foreign(path):
+        from moce.transfer.rivals import foreign_encoder
+
+        return foreign_encoder(path, device, quiet, image_size)
     folder = model_folder(path)
     if routed_by(path) is not None:
         from moce.transfer.submodels import open_submodels  # which makes its encoders of what stands here

@@ -159,6 +159,7 @@ def evaluate_task(
             **strategy_named(encoder),
             "image_size": list(encoder.image_size),
             "crop_pct": encoder.crop_pct,
+            "interpolation": encoder.interpolation,
         },
         "chosen_on": "val",
         "seconds": round(time.perf_counter() - start, 3),
@@ -231,8 +232,11 @@ def tuned(
 
 def table(results: list[dict[str, Any]], header: bool = True) -> str:
     """Results as lines for people."""
-    lines = [f"{'task':<16}{'metric':<15}{'value':>8}  {'protocol':<10}{'method':<17}{'seconds':>8}"] * header
+    wide = max([10, *(len(r["method"]) + 1 for r in results)])
+    lines = [
+        f"{'task':<16}{'metric':<15}{'value':>8}  {'protocol':<10}{'method':<{wide}}{'seconds':>8}"
+    ] * header
     for r in results:
-        what, how = f"{r['task']:<16}{r['metric']:<15}", f"{r['protocol']:<10}{r['method']:<17}"
+        what, how = f"{r['task']:<16}{r['metric']:<15}", f"{r['protocol']:<10}{r['method']:<{wide}}"
         lines.append(f"{what}{r['value']:8.4f}  {how}{r['seconds']:8.1f}")
     return "\n".join(lines)

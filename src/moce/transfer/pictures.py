@@ -132,13 +132,16 @@ class Pictures:
             crop_pct=self.encoder.crop_pct,
             quiet=self.quiet,
             indices=rows,
+            interpolation=self.encoder.interpolation,
         ):
             self.was_read[indices] = True
             yield indices, images
 
     def features(self) -> "Features":
         """Features of all pictures that can be read; computed once per encoder and set of pictures in a process."""
-        key = (self.encoder.fingerprint, self.source.uri, self.source.fingerprint(), self.encoder.crop_pct)
+        seen = self.encoder  # a network without positions has the same weights for every size
+        how = (seen.image_size, seen.crop_pct, seen.interpolation, seen.mean, seen.std)
+        key = (seen.fingerprint, self.source.uri, self.source.fingerprint(), *how)
         if key not in _kept:
             vectors, rows = [], []
             with track(len(self.source), f"features of {self.source.uri}", quiet=self.quiet) as bar:

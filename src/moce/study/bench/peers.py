@@ -1,28 +1,16 @@
 """transformers' masked autoencoder with our weights: an independent implementation to compare speed and values with."""
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from moce.model.autoencoder import MaskedAutoencoder, mlp_ratio
+from moce.model.vitmae import Origin, as_theirs, origin
 
-RENAMED = (
-    ("vit.embeddings.patch_embeddings.projection", "encoder.patch_embed.proj"),
-    ("vit.embeddings.cls_token", "encoder.cls_token"),
-    ("vit.embeddings.position_embeddings", "encoder.pos_embed"),
-    ("vit.layernorm", "encoder.norm"),
-    ("vit.layers", "encoder.blocks"),
-    ("decoder.decoder_layers", "decoder_blocks"),
-    ("decoder.", ""),
-    ("attention.o_proj", "attn.proj"),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-)
 LARGEST_DIFFERENCE = 1e-3  # of two losses of the same pictures and mask
 
 
@@ -53,14 +41,6 @@ def there_is_transformers() -> bool:
     return importlib.util.find_spec("transformers") is not None
 
 
-class Origin(NamedTuple):
-    """Where a parameter of theirs lies in ours: a name, which rows of it, and whether its rows are pixels."""
-
-    name: str
-    rows: slice | None
-    pixels: bool
-
-
 def twin(model: MaskedAutoencoder, attention: str = "eager") -> tuple[nn.Module, dict[str, Origin]]:
     """transformers' model with a copy of our weights, and where each of its parameters comes from."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining  # slow to import, and not always there
@@ -86,35 +66,12 @@ def twin(model: MaskedAutoencoder, attention: str = "eager") -> tuple[nn.Module,
         attn_implementation=attention,
     )
     theirs = ViTMAEForPreTraining(config)
-    origins = {name: origin(name, model) for name, _ in theirs.named_parameters()}
+    origins = {name: origin(name) for name, _ in theirs.named_parameters()}
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            parameter.copy_(as_theirs(own, origins[name], model))
+            parameter.copy_(as_theirs(own, origins[name], shape.patch_size))
     return theirs, origins
-
-
-def origin(name: str, model: MaskedAutoencoder) -> Origin:
-    """Where the parameter `name` of transformers' model lies in ours."""
-    ours = name
-    for theirs, own in RENAMED:
-        ours = ours.replace(theirs, own)
-    rows = None
-    width = model.encoder.embed_dim if ours.startswith("encoder") else model.shape.decoder_width
-    for place, letter in enumerate("qkv"):
-        if f"attention.{letter}_proj" in ours:
-            rows = slice(place * width, (place + 1) * width)
-            ours = ours.replace(f"attention.{letter}_proj", "attn.qkv")
-    return Origin(ours, rows, name.startswith("decoder.decoder_pred"))
-
-
-def as_theirs(own: Mapping[str, Tensor], origin: Origin, model: MaskedAutoencoder) -> Tensor:
-    """Our tensor in their layout: q, k, v apart; pixels of a prediction channel last."""
-    tensor = own[origin.name] if origin.rows is None else own[origin.name][origin.rows]
-    if origin.pixels:
-        (high, wide), channels = model.shape.patch_size, model.shape.channels
-        tensor = tensor.reshape(channels, high, wide, -1).permute(1, 2, 0, 3).reshape(tensor.shape)
-    return tensor
 
 
 @torch.no_grad()
