@@ -19,10 +19,10 @@ from moce.errors import UserError
 from moce.model.autoencoder import encoder_architecture
 from moce.model.weights import read_header
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
-from moce.study.compare import prepare, write
 from moce.study.factors import CLUSTER_OPTIONS, Base, Factor, Level, factors_of, said, spelled
+from moce.study.outcome import finish
 from moce.study.plan import Arm, Plan, Stage, slug
-from moce.study.runner import carry_out as work_off
+from moce.study.runner import Progress
 from moce.study.settings import (
     KEYS,
     Settings,
@@ -34,7 +34,7 @@ from moce.study.settings import (
     seeds_of,
     tasks_of,
 )
-from moce.study.summary import summary
+from moce.study.transfer_tables import factor_tables
 
 BASE = "base"
 ANY = "a list of names or a table of levels"
@@ -50,8 +50,8 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]]:
-    """(what to train and measure, the factors)."""
+def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor], Base]:
+    """(what to train and measure, the factors, what they are relative to)."""
     out, seeds = Path(config.out), seeds_of(settings, config)
     dense = dense_stage(settings, out, config.seed)
     clusters = cluster_stage(settings, out, dense, config.seed)
@@ -85,7 +85,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
         method="",
         baseline=BASE,
     )
-    return plan, factors
+    return plan, factors, base
 
 
 def base_of(settings: Settings, dense: Stage) -> Base:
@@ -148,14 +148,13 @@ def models(
 def carry_out(config: StudyConfig) -> dict[str, Any]:
     """Train and measure as much as the budget allows; leaves OUT/result.json and table.md."""
     settings = read_settings(config.config, DEFAULTS, OWN_KEYS)
-    plan, factors = plan_of(config, settings)
-    prepare(plan, config)
-    progress = work_off(plan, config)
-    found = summary(plan, progress)
-    base = base_of(settings, plan.arms[0].models[plan.seeds[0]].needs["mae"])
-    result = {**found, "factors": [facts_of(factor, base) for factor in factors]}
-    write(plan, config, progress, result)
-    return result
+    plan, factors, base = plan_of(config, settings)
+
+    def more(plan: Plan, progress: Progress, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        facts = [facts_of(factor, base) for factor in factors]
+        return {"factors": facts}, factor_tables(result["differences"], facts)
+
+    return finish(plan, config, more)
 
 
 def facts_of(factor: Factor, base: Base) -> dict[str, Any]:

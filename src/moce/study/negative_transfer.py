@@ -24,13 +24,14 @@ from moce.images.sampler import Order
 from moce.images.sources import Source, open_images
 from moce.images.subset import classes_uri, of_classes
 from moce.study.bars import write_svg
-from moce.study.compare import prepare, write
+from moce.study.outcome import finish, prepare
 from moce.study.page.halves import halves_chart, verdict
 from moce.study.pairs import Pair
 from moce.study.plan import Arm, Plan, Stage, slug
-from moce.study.runner import carry_out as work_off
+from moce.study.runner import Progress
 from moce.study.settings import KEYS, TEXT, TEXTS, Settings, listed, read_settings, seeds_of, tasks_of
-from moce.study.summary import Measured, summary
+from moce.study.summary import Measured
+from moce.study.transfer_tables import halves_tables
 
 ALL = "all"
 EQUAL = ("updates", "epochs")
@@ -139,17 +140,19 @@ def steps_of(settings: Settings, source: Source) -> int:
 def carry_out(config: StudyConfig) -> dict[str, Any]:
     """Train and measure as much as the budget allows; leaves OUT/result.json, table.md and a chart for each protocol."""
     settings = read_settings(config.config, DEFAULTS, OWN_KEYS)
-    pictures = halved(settings)
+    pictures, equal = halved(settings), equal_of(settings)
     plan = plan_of(config, settings, pictures)
     prepare(plan, config)
     for half in HALVES:
         with write_whole(file_of(plan.out, half)) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in pictures.classes[half]), encoding="utf-8")
-    progress = work_off(plan, config)
-    found = transfer(plan, Measured(plan, progress.results), equal_of(settings))
-    result = {**summary(plan, progress), "halves": pictures.to_json(), "transfer": found}
-    write(plan, config, progress, result)
-    for part in found:
+
+    def more(plan: Plan, progress: Progress, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        found = transfer(plan, Measured(plan, progress.results), equal)
+        return {"halves": pictures.to_json(), "transfer": found}, halves_tables(found)
+
+    result = finish(plan, config, more)
+    for part in result["transfer"]:
         write_svg(plan.out / f"improvement-{part['protocol']}-equal-{part['equal']}.svg", halves_chart(part))
         say(f"{part['protocol']}, equal {part['equal']}: {verdict(part)}", config.quiet)
     return result

@@ -23,19 +23,19 @@ def halves_tables(transfer: list[dict[str, Any]]) -> str:
             f"larger of two, either half is better on {found['either']}.",
         ]
         blocks += ["", f"### {found['protocol']}, equal {found['equal']}", "", *lines]
-    return "\n".join(["## Halves against all", *blocks])
+    return "\n".join(["", "## Halves against all", *blocks, ""])
 
 
-def factor_tables(result: dict[str, Any]) -> str:
+def factor_tables(differences: dict[str, Any], factors: list[dict[str, Any]]) -> str:
     """Every level beside the base, one table for each protocol."""
     blocks = []
-    for protocol, pairs in result["differences"].items():
+    for protocol, pairs in differences.items():
         found = {pair["arm"]: pair for pair in pairs if pair["against"] == "base"}
         lines = [
             "| factor | base | to | points from the base | 95 % interval | tasks | every seed |",
             "|---|---|---|---:|---:|---:|---|",
         ]
-        for factor in result["factors"]:
+        for factor in factors:
             base = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in factor["base"].items())
             for name in factor["levels"]:
                 if (pair := found.get(name)) is not None:
@@ -44,7 +44,7 @@ def factor_tables(result: dict[str, Any]) -> str:
                     cells = [factor["name"], base, name, signed(pair["value"]), ends, str(pair["tasks"]), seeds]
                     lines.append(f"| {' | '.join(cells)} |")
         blocks += ["", f"### {protocol}", "", *lines]
-    return "\n".join(["## One factor at a time", *blocks])
+    return "\n".join(["", "## One factor at a time", *blocks, ""])
 
 
 def cell(found: dict[str, Any]) -> str:
