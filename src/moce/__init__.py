@@ -17,6 +17,7 @@ VERBS = {
     "train_experts": "moce.stages.experts",
     "customize": "moce.stages.customize",
     "evaluate": "moce.transfer.evaluate",
+    "study": "moce.study.studies",
     "report": "moce.study.report",
     "inspect": "moce.study.inspect",
     "bench": "moce.study.bench.bench",

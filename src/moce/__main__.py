@@ -26,11 +26,12 @@ CONFIGS: dict[str, type] = {
     "train-experts": config.ExpertsConfig,
     "customize": config.CustomizeConfig,
     "evaluate": config.EvaluateConfig,
+    "study": config.StudyConfig,
     "report": config.ReportConfig,
     "inspect": config.InspectConfig,
     "bench": config.BenchConfig,
 }
-LATER = ("study", "export", "explore")
+LATER = ("export", "explore")
 
 
 class Parser(argparse.ArgumentParser):

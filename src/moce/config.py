@@ -331,6 +331,33 @@ class DemoConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig(Common):
+    """Train several methods, measure them on several tasks, and compare."""
+
+    kind: Literal["compare", "negative-transfer", "ablate", "efficiency"] = given(
+        "compare (methods against each other), negative-transfer, ablate or efficiency", positional=True
+    )
+    out: str = output(
+        dataclasses.MISSING, "folder of the study: runs, cells, tables; the same one continues it"
+    )
+    config: str | None = given(
+        "TOML file: pictures, tasks, protocols, arms and their options; by default a small one on built-in pictures",
+        default=None,
+    )
+    seeds: tuple[int, ...] | None = method(
+        None, "seeds of training and evaluation; by default those of the file, else --seed", at_least=0
+    )
+    budget_minutes: float | None = speed(
+        None,
+        "stop after this many minutes, at a checkpoint or between evaluations; 0: only write the tables",
+        at_least=0,
+    )
+    tried: str | None = output(
+        None, "CSV file to which every configuration that was measured is also added, once"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareConfig(Common):
     """Turn pictures into few small files that train fast."""
 

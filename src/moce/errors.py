@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Input that cannot be used; the message is one sentence for people."""
 
 
+class Busy(UserError):
+    """A folder that another process works in; whoever has other things to do does those first."""
+
+
 class ProcessLost(RuntimeError):
     """Another process of the same run is gone; the message is one sentence for people, the exit code 1."""
 

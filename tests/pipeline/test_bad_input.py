@@ -58,7 +58,8 @@ def refused(finished, *words: str) -> None:
             ["cluster", "m", "--images", "x", "--out", "y", "--num-clusters", "1"],
             ["--num-clusters", "at least 2"],
         ),
-        (["study", "compare", "--out", "y"], ["`moce study` is not there yet"]),
+        (["export", "runs/moce", "--out", "y"], ["`moce export` is not there yet"]),
+        (["study", "compair", "--out", "y"], ["kind cannot be 'compair'", "Did you mean 'compare'"]),
         (
             ["bench", "--only", "step-dens,loader"],
             ["--only cannot be 'step-dens'", "Did you mean 'step-dense'"],

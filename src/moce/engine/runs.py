@@ -20,7 +20,7 @@ from moce.config import changed_method_options
 from moce.engine.boards import Boards
 from moce.engine.files import drop_leftovers, read_json, require_space, write_json, write_whole
 from moce.engine.processes import group
-from moce.errors import UserError
+from moce.errors import Busy, UserError
 
 CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
 LEAST_SPACE = 64 * 2**20  # bytes that a run folder's disk must have free before anything starts
@@ -117,7 +117,7 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise UserError(
+            raise Busy(
                 f"Another process is working in {self.path}; wait for it or choose another --out."
             ) from None
 

@@ -73,6 +73,11 @@ class Votes:
         return int(self.histogram_K.sum())
 
     @property
+    def winner_share(self) -> float:
+        """Votes of the first cluster, as a share of all."""
+        return float(self.histogram_K.max()) / self.num_images
+
+    @property
     def margin(self) -> float:
         """Votes of the first cluster beyond the second, as a share of all."""
         first, second = self.histogram_K.sort(descending=True).values[:2].tolist()
@@ -289,6 +294,7 @@ def choice_of(selection: Selection, votes: Votes | None, model: ExpertAutoencode
         "cluster": selection.cluster,
         "votes": votes.histogram_K.tolist() if votes else [],
         "num_images": votes.num_images if votes else 0,
+        "winner_share": votes.winner_share if votes else None,
         "margin": votes.margin if votes else None,
         "entropy": votes.entropy if votes else None,
         "experts": selection.experts(layers),

@@ -9,11 +9,25 @@ They hold for the sampling of test pictures alone. Another seed, or other pictur
     differences      from the intervals of both sides (Zou and Donner 2008; for two shares: Newcombe 1998, method 10),
     and means        as if each score had test pictures of its own. Two models that are tested on the same pictures fail
                      on the same ones, so such an interval is rather too wide.
+
+Where every prediction is known (studies), differences are paired instead: the percentile bootstrap (Efron 1979) of the
+per-picture differences, seeds averaged first.
+
+    pictures         the tasks are what they are; the test pictures of each are drawn again
+    tasks            the tasks are drawn again too, each time with pictures of their own: what another set of tasks of
+                     this kind might say
+
+Pictures with the same difference (and, where classes count alike, class) are exchangeable, so how many of each kind a
+resample holds is drawn at once, from a multinomial: the same distribution as drawing pictures one by one, in the time
+of a few numbers.
 """
 
 import math
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
 
 Z = 1.959964  # of 95 %
 
@@ -65,3 +79,51 @@ def of_sum(terms: Iterable[tuple[float, float, Interval]]) -> Interval:
         down, up = (own - low, high - own) if weight >= 0 else (high - own, own - low)
         value, below, above = value + weight * own, below + (weight * down) ** 2, above + (weight * up) ** 2
     return value - math.sqrt(below), value + math.sqrt(above)
+
+
+RESAMPLES = 10_000
+AT_ONCE = 2_000_000  # counts that are drawn at once, so that memory stays small
+RESAMPLED = ("top1", "mean_per_class")  # metrics that are means over pictures, or over classes of them
+
+
+def resampled(
+    metric: str,
+    scores: Float[np.ndarray, " pictures"],
+    labels: Int64[np.ndarray, " pictures"],
+    draw: np.random.Generator,
+    num: int = RESAMPLES,
+) -> Float64[np.ndarray, " resamples"]:
+    """The metric of `num` resamples of the pictures, from what each adds to it (0 or 1, or a difference of these).
+
+    Of mean_per_class, a class that a resample misses is left out of its mean.
+    """
+    assert metric in RESAMPLED and len(scores), metric
+    classes = np.zeros_like(labels) if metric == "top1" else np.unique(labels, return_inverse=True)[1]
+    kinds, sizes = np.unique(np.stack([classes, np.round(scores, 9)]), axis=1, return_counts=True)
+    values, number = kinds[1], kinds[0].astype(np.int64)
+    member = np.eye(number.max() + 1)[number]  # kinds x classes
+    found = []
+    step = max(AT_ONCE // len(sizes), 1)
+    for first in range(0, num, step):
+        counts = draw.multinomial(len(scores), sizes / sizes.sum(), size=min(step, num - first)).astype(float)
+        total, right = counts @ member, (counts * values) @ member
+        there = total > 0
+        shares = np.divide(right, total, out=np.zeros_like(right), where=there)
+        found.append(shares.sum(axis=1) / there.sum(axis=1))
+    return np.concatenate(found)
+
+
+def percentiles(draws: Float[np.ndarray, " resamples"]) -> Interval:
+    """The middle 95 % of them."""
+    low, high = np.percentile(draws, (2.5, 97.5)).tolist()
+    return low, high
+
+
+def over_tasks(
+    draws_RT: Float[np.ndarray, "resamples tasks"], draw: np.random.Generator
+) -> Float64[np.ndarray, " resamples"]:
+    """The mean over tasks where the tasks are drawn again too; a task drawn twice has other pictures each time."""
+    num, tasks = draws_RT.shape
+    chosen = draw.integers(tasks, size=(num, tasks))
+    rows = (np.arange(num)[:, None] + np.arange(tasks) * (num // tasks)) % num
+    return draws_RT[rows, chosen].mean(axis=1)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from scipy.stats import rankdata
+
 from moce.study.intervals import Interval, interval, of_sum
 
 ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
@@ -25,13 +28,14 @@ class Table:
 
     protocol: str
     results: list[dict[str, Any]]
+    order: tuple[str, ...] = ORDER  # of the methods; others follow by name
     methods: list[str] = field(init=False)
     tasks: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         names = list(dict.fromkeys(r["method"] for r in self.results))
-        known = [m for m in ORDER if m in names]
-        object.__setattr__(self, "methods", known + sorted(m for m in names if m not in ORDER))
+        known = [m for m in self.order if m in names]
+        object.__setattr__(self, "methods", known + sorted(m for m in names if m not in self.order))
         object.__setattr__(self, "tasks", list(dict.fromkeys(r["task"] for r in self.results)))
 
     def of(self, task: str, method: str) -> list[dict[str, Any]]:
@@ -62,6 +66,17 @@ class Table:
         """Mean over the shared tasks."""
         values = [self.value(task, method) for task in self.shared]
         return sum(v for v in values if v is not None) / len(values) if values else None
+
+    def wins(self, method: str) -> int:
+        """On how many shared tasks it is the best, or equal to the best as printed."""
+        return sum(method in self.best(task) for task in self.shared)
+
+    def mean_rank(self, method: str) -> float | None:
+        """Mean place on the shared tasks, 1 being the best; equals share the mean of their places."""
+        if not self.shared:
+            return None
+        values = np.array([[self.value(task, m) for m in self.methods] for task in self.shared])
+        return float(rankdata(-values, axis=1).mean(axis=0)[self.methods.index(method)])
 
     @property
     def baseline(self) -> str | None:

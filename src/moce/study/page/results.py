@@ -32,7 +32,7 @@ def result_section(table: Table) -> dict[str, Any]:
         "forest": {task: drawn(task) for task in [*table.tasks, None]},
         "asked": len(asked),
         "separable": sum(table.separable(task, m) for task, m in asked),
-        "wins": {m: sum(m in table.best(t) for t in table.shared) for m in table.methods},
+        "wins": {m: table.wins(m) for m in table.methods},
         "metrics": sorted({table.metric(t) for t in table.tasks}),
         "seeds": sorted({r.get("seed") for r in table.results if r.get("seed") is not None}),
         "chosen": [settings(r) for r in table.results],

@@ -1,0 +1,193 @@
+"""The cells of a study: one JSON of `moce evaluate` each, with what it was made from.
+
+    OUT/cells/ARM/TASK-PROTOCOL-seedK.json    evaluate's schema; `method` is the arm's name; and `study`: {arm, run (the
+                                              fingerprint of the run that was measured), method, options, cost}
+
+A cell is written whole and measured once. It is taken as it is while the run that it measured and the options that it
+was measured with are those of the study; else it is stale, which is said, and measured again. A cell carries what its
+run cost, so that cells alone, copied together from several machines, make up a study.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moce.config import EvaluateConfig, changed_method_options, resolve
+from moce.engine.files import read_json, sha256_of
+from moce.engine.runs import RESULT
+from moce.errors import UserError
+from moce.study.plan import Arm, Cell, Plan, Stage
+from moce.study.table import is_evaluation
+
+LABELS = "labels.npy"  # of clusters, which have no fingerprint of their own
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A cell that cannot be measured before another one is there."""
+
+    cell: Cell
+
+
+def identity(stage: Stage) -> str | None:
+    """What tells a stage's run from another one; None where it is not finished. Models that are no run: their name."""
+    folder = Path(stage.path)
+    if not folder.is_dir():
+        return stage.path if stage.verb is None else None
+    if not (folder / RESULT).is_file():
+        return stage.path if stage.verb is None else None
+    result = read_json(folder / RESULT)
+    if isinstance(result, dict) and "fingerprint" in result:
+        return str(result["fingerprint"])
+    if (folder / LABELS).is_file():
+        return sha256_of((folder / LABELS).read_bytes())
+    raise UserError(
+        f"{folder / RESULT} does not say which model it is of; make the run again with --overwrite."
+    )
+
+
+def cost_of(stage: Stage) -> dict[str, Any]:
+    """Seconds of a run and of the clusters that it reads; parameters, active ones and FLOPs of a forward pass."""
+    path = Path(stage.path) / RESULT
+    if not path.is_file():
+        return {}
+    result = read_json(path)
+    names = ("parameters", "active_parameters", "flops_per_image", "images")
+    known = {name: result[name] for name in names if result.get(name) is not None}
+    known.setdefault("active_parameters", known.get("parameters"))
+    if result.get("verb") == "pretrain":  # nothing comes after the dense model
+        return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": seconds_of(stage)}
+    known["seconds"] = seconds_of(stage)
+    reads = stage.options.get("gate", "cluster") in ("cluster", "sdr") or stage.options.get("only_clusters")
+    clusters = stage.needs.get("clusters")
+    known["cluster_seconds"] = seconds_of(clusters) if clusters is not None and reads else 0.0
+    dense = stage.needs.get("mae")
+    known["dense_seconds"] = seconds_of(dense) if dense is not None else 0.0
+    return known
+
+
+def seconds_of(stage: Stage) -> float | None:
+    """What a finished run took."""
+    path = Path(stage.path) / RESULT
+    seconds = read_json(path).get("seconds") if path.is_file() else None
+    return sum(seconds.values()) if isinstance(seconds, dict) else seconds
+
+
+def evaluate_options(plan: Plan, cell: Cell) -> dict[str, Any] | Waits:
+    """Options of `moce evaluate` for a cell, or the cell whose choice of a learning rate it waits for."""
+    options = dict(plan.evaluate.get(cell.protocol, {}))
+    if cell.arm.strategy is not None:
+        options["strategy"] = cell.arm.strategy
+    chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
+    if cell.protocol == "finetune" and chooser is not None and chooser is not cell.arm:
+        first = Cell(chooser, cell.task, cell.protocol, chooser.seeds(cell.protocol)[0])
+        content = read_cell(plan.out / "cells" / first.file)
+        if content is None:
+            return Waits(first)
+        options["lrs"] = [content["settings"]["lr"]]
+    return options
+
+
+def read_cell(path: Path) -> dict[str, Any] | None:
+    """The content of a cell; None where there is none. UserError for a file that is no cell."""
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}; delete it, and the same command measures it again."
+        ) from None
+    if not is_evaluation(content) or not isinstance(content.get("study"), dict):
+        raise UserError(f"{path} is no cell of a study; delete it, and the same command measures it again.")
+    return content
+
+
+def method_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `moce evaluate` that change the result, as JSON has them."""
+    config = resolve(EvaluateConfig, {"model": "x", "task": "x", **options})
+    kept = [f for f in options if EvaluateConfig.__dataclass_fields__[f].metadata["role"] == "method"]
+    return json.loads(json.dumps({name: getattr(config, name) for name in kept}))
+
+
+class Cells:
+    """The cells of a plan as they lie on disk."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.folder = plan, plan.out / "cells"
+        self._runs: dict[str, str | None] = {}
+
+    def path(self, cell: Cell) -> Path:
+        """Where a cell lies."""
+        return self.folder / cell.file
+
+    def run_of(self, arm: Arm, seed: int) -> str | None:
+        """The run that cells of an arm and seed are of: the one that lies here, else what most of them say."""
+        stage = arm.models[seed]
+        if stage.path not in self._runs:
+            self._runs[stage.path] = identity(stage)
+        if (here := self._runs[stage.path]) is not None:
+            return here
+        cells = [cell for cell in self.plan.cells() if cell.stage is stage]
+        said = [content["study"].get("run") for cell in cells if (content := read_cell(self.path(cell)))]
+        return max(said, key=said.count) if said else None
+
+    def made_anew(self, stage: Stage) -> None:
+        """A run was finished: look again which one it is."""
+        self._runs.pop(stage.path, None)
+
+    def stale(self, cell: Cell, content: dict[str, Any]) -> str | None:
+        """Why a cell is not that of the study as it is now; None where it is."""
+        run = self.run_of(cell.arm, cell.seed)
+        if content["study"].get("run") != run:
+            return "it measured another run than the one that is there now"
+        options = evaluate_options(self.plan, cell)
+        if isinstance(options, Waits):
+            return None  # the learning rate was chosen where that other cell lies
+        before, now = content["study"].get("options", {}), method_options(options)
+        if changed := [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]:
+            name = changed[0]
+            return f"{name} was {before.get(name)} and is now {now.get(name)}"
+        return None
+
+    def there(self, cell: Cell) -> dict[str, Any] | None:
+        """The content of a cell that is there and not stale."""
+        content = read_cell(self.path(cell))
+        return None if content is None or self.stale(cell, content) else content
+
+    @contextmanager
+    def claimed(self, cell: Cell) -> Iterator[bool]:
+        """Hold a cell while it is measured; False where another process of this machine or share does."""
+        path = self.plan.out / ".locks" / "-".join(cell.file.with_suffix(".lock").parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+
+
+def stage_is_done(stage: Stage) -> bool:
+    """Whether a stage is finished with these options, from these stages: what its verb would leave alone.
+
+    Only looks at small files; where it is False the verb itself says what differs.
+    """
+    from moce.__main__ import CONFIGS
+    from moce.engine.runs import read_run
+
+    if stage.verb is None:
+        return True
+    if not (Path(stage.path) / RESULT).is_file():
+        return False
+    info = read_run(stage.path, stage.verb)
+    config = resolve(CONFIGS[stage.verb], stage.arguments())
+    if changed_method_options(info.config, config) or info.config.get("images") != config.images:
+        return False
+    dense = stage.needs.get("mae") or stage.needs.get("enc")
+    return dense is None or info.inputs.get("dense model") == identity(dense)

@@ -1,0 +1,76 @@
+"""What every study does with its plan: carry it out, and write result.json, table.md and tried.csv of what is there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moce.config import StudyConfig
+from moce.engine.files import require_writable, write_json, write_whole
+from moce.engine.progress import say
+from moce.errors import UserError
+from moce.study.markdown import markdown
+from moce.study.plan import Plan
+from moce.study.runner import Progress, carry_out
+from moce.study.summary import Measured, summary
+from moce.study.table import as_text
+from moce.study.tried import add_to, lines
+
+More = Callable[[Plan, Progress], tuple[dict[str, Any], str]]
+
+
+def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[str, Any]:
+    """Carry a plan out, write what it gives, and return the content of result.json.
+
+    `more` gives what a study has beyond the tables: further keys of result.json, and a text at the end of table.md.
+    """
+    prepare(plan, config)
+    progress = carry_out(plan, config)
+    result = summary(plan, progress)
+    further, text = more(plan, progress) if more else ({}, "")
+    result |= further
+    write(plan, config, progress, result, text)
+    if not config.quiet:
+        show(plan, progress)
+    return result
+
+
+def prepare(plan: Plan, config: StudyConfig) -> None:
+    """The study's folder; UserError where it cannot be written or is something else."""
+    if plan.out.exists() and not plan.out.is_dir():
+        raise UserError(f"--out {plan.out} is a file; name a folder.")
+    known = {"runs", "cells"}
+    if plan.out.is_dir() and (there := {p.name for p in plan.out.iterdir()}) and not there & known:
+        raise UserError(f"--out {plan.out} is not empty and holds no study; name an empty or new folder.")
+    require_writable(plan.out / "result.json")
+    if config.tried is not None:
+        require_writable(config.tried)
+    try:
+        (plan.out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to --out {plan.out}: {error.strerror}; choose another place."
+        ) from None
+
+
+def write(
+    plan: Plan, config: StudyConfig, progress: Progress, result: dict[str, Any], text: str = ""
+) -> None:
+    """result.json, table.md, tried.csv and --tried."""
+    write_json(plan.out / "result.json", result)
+    with write_whole(plan.out / "table.md") as temporary:
+        temporary.write_text(markdown(result) + text, encoding="utf-8", errors="backslashreplace")
+    new = list(lines(plan, progress))
+    for path in [plan.out / "tried.csv", *([Path(config.tried)] if config.tried else [])]:
+        add_to(path, new)
+
+
+def show(plan: Plan, progress: Progress) -> None:
+    """The table of every protocol on stdout, and where more stands on stderr."""
+    measured = Measured(plan, progress.results)
+    for protocol in plan.protocols:
+        table = measured.table(protocol)
+        if table.results:
+            print(as_text(table))
+    say(
+        f"{plan.out / 'table.md'} has everything; `moce report {plan.out} --out PAGE.html` makes a page of it"
+    )

@@ -1,0 +1,147 @@
+"""What a study consists of: stages (run folders), arms (methods), and cells (one evaluation each).
+
+    stage   a run of pretrain, cluster or train-experts below OUT/runs, made when it is needed; or an earlier run
+    arm     a name, the stage whose model it measures (one for each seed, or one for all), and a strategy where that
+            model has sub-models to choose from. Arms with the same training options share their runs.
+    cell    arm x task x protocol x seed: what one call of `moce evaluate` gives
+
+A plan says nothing about what is done already; cells.py and runner.py look.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DETERMINISTIC = ("knn", "linear")  # protocols in which the seed changes nothing
+BOUNDS = ("oracle", "random")  # strategies that bound what a choice can gain; neither is a method
+
+
+def slug(name: str) -> str:
+    """A name as part of a path: 'MAE*' is mae-star."""
+    plain = re.sub(r"[^a-z0-9.]+", "-", name.lower().replace("*", "-star"))
+    return plain.strip("-.") or "arm"
+
+
+def task_name(spelled: str) -> str:
+    """The name of a task that is given as a name, a folder or a kind of the toy world."""
+    return spelled.removeprefix("toyworld://").partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One run folder; `verb` is None for what is evaluated as it lies there (an earlier run, timm:NAME)."""
+
+    path: str
+    verb: str | None = None  # pretrain, cluster or train-experts
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the verb, without out and the folders it needs
+    needs: Mapping[str, "Stage"] = field(default_factory=dict)  # argument of the verb: the stage before
+
+    def arguments(self) -> dict[str, Any]:
+        """What the verb is called with."""
+        return {**{name: stage.path for name, stage in self.needs.items()}, **self.options, "out": self.path}
+
+    def chain(self) -> Iterator["Stage"]:
+        """What must be made, in order; this stage last."""
+        for stage in self.needs.values():
+            yield from stage.chain()
+        yield self
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One column of the tables."""
+
+    name: str
+    models: Mapping[int, Stage]  # by seed
+    options: Mapping[str, Any] = field(default_factory=dict)  # as the configuration gives them
+    strategy: str | None = None
+    protocols: tuple[str, ...] | None = None  # None: those of the study
+
+    @property
+    def bound(self) -> bool:
+        """Whether it bounds what a choice of sub-models can gain, and is no method."""
+        return self.strategy in BOUNDS
+
+    @property
+    def seedless(self) -> bool:
+        """Whether one model serves all seeds."""
+        return len({stage.path for stage in self.models.values()}) == 1
+
+    def seeds(self, protocol: str) -> list[int]:
+        """The seeds that are worth measuring: one, where another would give the same number."""
+        same = self.seedless and protocol in DETERMINISTIC and self.strategy != "random"
+        return list(self.models)[: 1 if same else None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation."""
+
+    arm: Arm
+    task: str  # as it is spelled for `moce evaluate --task`
+    protocol: str
+    seed: int
+
+    @property
+    def stage(self) -> Stage:
+        """Whose model is measured."""
+        return self.arm.models[self.seed]
+
+    @property
+    def file(self) -> Path:
+        """Its place below OUT/cells."""
+        name = f"{slug(task_name(self.task))}-{self.protocol}-seed{self.seed}.json"
+        return Path(slug(self.arm.name)) / name
+
+    def __str__(self) -> str:
+        return f"{self.arm.name}, {task_name(self.task)}, {self.protocol}, seed {self.seed}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A whole study."""
+
+    kind: str
+    out: Path
+    arms: list[Arm]
+    tasks: list[str]
+    data_root: str | None
+    protocols: list[str]
+    seeds: list[int]
+    images: str = ""  # the pre-training pictures, for people
+    evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
+    method: str = "MoCE"  # whose difference to the baseline is the point
+    baseline: str = "MAE*"
+    lr_from: str | None = None  # the arm whose validation chooses the learning rate of fine-tuning for all
+
+    def arm(self, name: str) -> Arm | None:
+        """The arm of that name."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def cells(self) -> list[Cell]:
+        """All of them, in the order in which they are made: the first seed first, what shares features together."""
+        found = [
+            Cell(arm, task, protocol, seed)
+            for seed in self.seeds
+            for arm in self.arms
+            for task in self.tasks
+            for protocol in self.protocols
+            if self.measured(arm, protocol) and seed in arm.seeds(protocol)
+        ]
+        first = self.lr_from
+        return found if first is None else sorted(found, key=lambda c: (c.seed, c.arm.name != first))
+
+    def measured(self, arm: Arm, protocol: str) -> bool:
+        """Whether an arm is measured by a protocol; bounds are only probed."""
+        if arm.bound and protocol not in DETERMINISTIC:
+            return False
+        return arm.protocols is None or protocol in arm.protocols
+
+    def stages(self) -> list[Stage]:
+        """Every stage that the cells need and that a verb makes, once, in order."""
+        chains = [cell.stage.chain() for cell in self.cells()]
+        return list({s.path: s for chain in chains for s in chain if s.verb is not None}.values())

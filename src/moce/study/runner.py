@@ -1,0 +1,184 @@
+"""Carrying out a plan: train what is not trained, measure every cell that is missing, stop when the budget is used up.
+
+What is there is left alone, so several processes can work on one study in any order: a run that another process trains
+is passed over with its cells, a cell that it measures too, and the same command does later what was passed over.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from moce import VERBS
+from moce.config import StudyConfig
+from moce.engine.files import write_json
+from moce.engine.progress import clock, say
+from moce.errors import Busy
+from moce.study.budget import Budget, Spent
+from moce.study.cells import Cells, Waits, cost_of, evaluate_options, method_options, read_cell, stage_is_done
+from moce.study.plan import DETERMINISTIC, Cell, Plan, Stage
+from moce.study.table import percent
+
+
+@dataclass
+class Progress:
+    """What a plan has come to."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)  # the cells that are there
+    left: list[Cell] = field(default_factory=list)
+    runs_left: list[Stage] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def carry_out(plan: Plan, config: StudyConfig) -> Progress:
+    """Do as much as the budget allows; says first what there is to do, and last what is left.
+
+    Raises UserError for a cell that cannot be read, and for what the verbs refuse.
+    """
+    budget, cells = Budget(config.budget_minutes), Cells(plan)
+    before = look(plan, cells, config.quiet)
+    tell(plan, before, config.quiet)
+    worker = Worker(plan, cells, config, budget)
+    try:
+        for number, cell in enumerate(before.left, 1):
+            worker.measure(cell, f"[{number}/{len(before.left)}]")
+    except Spent:
+        pass
+    after = look(plan, cells)
+    after.seconds = budget.seconds
+    if after.left:
+        say(f"{still_left(plan, after)}; the same command continues", config.quiet)
+    return after
+
+
+def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
+    """What is there, and what is not; stale cells are said unless `quiet`."""
+    found = Progress()
+    for cell in plan.cells():
+        if (content := cells.there(cell)) is not None:
+            found.results.append(content)
+            continue
+        found.left.append(cell)
+        if not quiet and cells.path(cell).is_file():
+            stale = cells.stale(cell, read_cell(cells.path(cell)) or {})
+            say(f"{cells.path(cell)} is stale ({stale}) and is measured again")
+    needed = {s.path for cell in found.left for s in cell.stage.chain()}
+    found.runs_left = [s for s in plan.stages() if s.path in needed and not stage_is_done(s)]
+    return found
+
+
+def tell(plan: Plan, found: Progress, quiet: bool) -> None:
+    """What there is to do, for people."""
+    runs, cells = len(plan.stages()), len(plan.cells())
+    say(
+        f"study {plan.kind}: {len(plan.arms)} arms, {len(plan.tasks)} tasks, {', '.join(plan.protocols)}, seeds "
+        f"{', '.join(map(str, plan.seeds))}: {runs} runs and {cells} cells, of which "
+        f"{runs - len(found.runs_left)} and {cells - len(found.left)} are there or not needed any more",
+        quiet,
+    )
+    if found.left and found.results:
+        say(still_left(plan, found), quiet)
+
+
+def still_left(plan: Plan, found: Progress) -> str:
+    """'2 runs and 30 cells are left, about 12:30 for the cells ...'."""
+    runs = len(found.runs_left)
+    text = f"{runs} run{'s' * (runs != 1)} and {len(found.left)} cell{'s' * (len(found.left) != 1)} are left"
+    seconds, unknown = estimate(found)
+    if seconds:
+        text += f", about {clock(seconds)} for {'these cells' if not unknown else 'those whose like was measured'}"
+    return text
+
+
+def estimate(found: Progress) -> tuple[float, int]:
+    """(seconds of the cells that are left, by cells of the same protocol and strategy; how many have no such cell)."""
+    took: dict[tuple, list[float]] = {}
+    for result in found.results:
+        strategy = result["study"]["options"].get("strategy")
+        took.setdefault((result["protocol"], strategy), []).append(result["study"].get("seconds", 0.0))
+    kinds = [(cell.protocol, cell.arm.strategy) for cell in found.left]
+    known = [sum(took[kind]) / len(took[kind]) for kind in kinds if kind in took]
+    return sum(known), len(kinds) - len(known)
+
+
+@dataclass
+class Worker:
+    """One process that works on a plan."""
+
+    plan: Plan
+    cells: Cells
+    config: StudyConfig
+    budget: Budget
+    busy: set[str] = field(default_factory=set)  # runs that another process works in
+    done: set[str] = field(default_factory=set)
+
+    def measure(self, cell: Cell, number: str) -> None:
+        """Measure a cell, unless it is there by now or cannot be measured yet; raises Spent."""
+        self.budget.require()
+        quiet = self.config.quiet
+        if not self.ready(cell.stage):
+            return
+        with self.cells.claimed(cell) as ours:
+            if not ours:
+                say(f"{number} {cell}: another process measures it; passed over for now", quiet)
+                return
+            if self.cells.there(cell) is not None:
+                return
+            options = evaluate_options(self.plan, cell)
+            if isinstance(options, Waits):
+                say(f"{number} {cell}: waits for {options.cell}; passed over for now", quiet)
+                return
+            content = self.evaluated(cell, options)
+            write_json(self.cells.path(cell), content)
+        say(f"{number} {cell}: {percent(content['value'])} ({clock(content['study']['seconds'])})", quiet)
+
+    def evaluated(self, cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
+        """The content of a cell."""
+        started = time.monotonic()
+        probe = cell.protocol in DETERMINISTIC  # seconds; what takes longer shows its progress
+        result = self._call(
+            "evaluate",
+            self.config.quiet or probe,
+            model=cell.stage.path,
+            task=cell.task,
+            data_root=self.plan.data_root,
+            protocol=cell.protocol,
+            seed=cell.seed,
+            **options,
+        )
+        about = {
+            "arm": cell.arm.name,
+            "run": self.cells.run_of(cell.arm, cell.seed),
+            "method": result["method"],
+            "options": method_options(options),
+            "seconds": round(time.monotonic() - started, 3),
+            "cost": cost_of(cell.stage),
+        }
+        return {**result, "method": cell.arm.name, "study": about}
+
+    def ready(self, stage: Stage) -> bool:
+        """Make a run and those that it needs; False where another process works in one of them."""
+        for one in stage.chain():
+            if one.path in self.busy:
+                return False
+            if one.path in self.done or stage_is_done(one):
+                self.done.add(one.path)
+                continue
+            assert one.verb is not None
+            say(f"{one.path}: {one.verb}", self.config.quiet)
+            try:
+                with self.budget.within():
+                    self._call(one.verb, self.config.quiet, **one.arguments())
+            except Busy as error:
+                self.busy.add(one.path)
+                say(f"{error} What needs it is passed over for now.", self.config.quiet)
+                return False
+            self.done.add(one.path)
+            self.cells.made_anew(one)
+        return True
+
+    def _call(self, verb: str, quiet: bool, **options: Any) -> Any:
+        name = verb.replace("-", "_")
+        function: Callable[..., Any] = getattr(import_module(VERBS[name]), name)
+        return function(**{"device": self.config.device, "quiet": quiet, **options})

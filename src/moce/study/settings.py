@@ -1,0 +1,281 @@
+"""The TOML file of a study: read, checked, and turned into what a plan needs.
+
+Every table of options takes the options of a verb under their own names, so a mistake in one is found here, before
+anything is trained.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from moce.config import ClusterConfig, EvaluateConfig, ExpertsConfig, PretrainConfig, StudyConfig, resolve
+from moce.errors import UserError, did_you_mean
+from moce.study.plan import Arm, Plan, Stage, slug, task_name
+
+TEXT, TEXTS, NUMBERS, TABLE, TABLES = (
+    "a text",
+    "a list of texts",
+    "a list of whole numbers",
+    "a table",
+    "[[...]]",
+)
+KEYS = {
+    "images": TEXT, "data_root": TEXT, "tasks": TEXTS, "protocols": TEXTS, "preset": TEXT, "seeds": NUMBERS,
+    "mae": TEXT, "clusters": TEXT, "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
+    "pretrain": TABLE, "cluster": TABLE, "experts": TABLE, "evaluate": TABLE, "arms": TABLES,
+}  # fmt: skip
+ARM_KEYS = {"name": TEXT, "options": TABLE, "strategy": TEXT, "protocols": TEXTS, "model": TEXT}
+IS: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    TEXTS: lambda value: isinstance(value, str) or _list_of(value, str),
+    NUMBERS: lambda value: _list_of(value, int),
+    TABLE: lambda value: isinstance(value, dict),
+    TABLES: lambda value: _list_of(value, dict),
+}
+CLASSES: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "cluster": ClusterConfig,
+    "experts": ExpertsConfig,
+    "evaluate": EvaluateConfig,
+}
+SAID = ("out", "mae", "enc", "clusters", "model", "task", "json", "overwrite")  # what the study itself says
+
+
+def _list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is kind for item in value)
+
+
+@dataclass
+class Settings:
+    """The content of the file, checked."""
+
+    where: str  # what sentences about it begin with
+    content: dict[str, Any]
+    images: str = ""
+    protocols: list[str] = field(default_factory=list)
+    evaluate: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def options(self, table: str) -> dict[str, Any]:
+        """The options of a stage."""
+        preset = {"preset": self.content["preset"]} if "preset" in self.content else {}
+        return {**preset, **self.content.get(table, {})}
+
+
+def read_settings(file: str | None, defaults: Mapping[str, Any], keys: Mapping[str, str] = KEYS) -> Settings:
+    """The file, or `defaults` where none is given; a file without `arms` or `protocols` gets those of the defaults.
+
+    Raises UserError for a file that is not there or no TOML, a key that does not exist, a value of another kind, and an
+    option that its verb would refuse.
+    """
+    if file is None:
+        content, where = dict(defaults), "the study's defaults"
+    else:
+        content, where = read_toml(Path(file)), file
+        require_keys(content, keys, where)
+        kept = ("arms", "protocols")
+        content = {**{name: defaults[name] for name in kept if name in defaults}, **content}
+        missing = [name for name in ("images", "tasks") if name not in content]
+        if missing:
+            raise UserError(f"{where}: '{missing[0]}' must be given.")
+    protocols = listed(content.get("protocols", ["knn", "linear"]))
+    settings = Settings(where, content, content["images"], protocols)
+    for table in ("pretrain", "cluster", "experts"):
+        require_options(settings, table, content.get(table, {}))
+    settings.evaluate = evaluation_options(settings)
+    return settings
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file; UserError when it is missing or broken."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"There is no file {path} (--config).{did_you_mean(path.name, beside)}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"--config {path} cannot be read as TOML: {error}.") from None
+
+
+def require_keys(content: Mapping[str, Any], keys: Mapping[str, str], where: str) -> None:
+    """UserError for a key that does not exist or holds another kind of value."""
+    for name, value in content.items():
+        if name not in keys:
+            raise UserError(f"{where}: there is no key '{name}'.{did_you_mean(name, keys)}")
+        if not IS[keys[name]](value):
+            raise UserError(f"{where}: '{name}' must be {keys[name]}, not {value!r}.")
+
+
+def listed(value: str | list[str]) -> list[str]:
+    """A list of texts, or one text with commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    return list(dict.fromkeys(name.strip() for name in names))
+
+
+def require_options(settings: Settings, table: str, options: Mapping[str, Any], within: str = "") -> None:
+    """UserError where a table holds an option that its verb has not, or a value that it would refuse."""
+    where = f"{settings.where} [{within or table}]"
+    for name in SAID:
+        if name in options:
+            raise UserError(f"{where}: '{name}' is said by the study itself; leave it out.")
+    some = dict.fromkeys(("images", "out", "mae", "enc", "clusters", "model", "task"), "x")
+    known = [f.name for f in fields(CLASSES[table])]
+    preset = {"preset": settings.content["preset"]} if "preset" in settings.content else {}
+    given = {name: value for name, value in {**some, **preset}.items() if name in known}
+    try:
+        resolve(CLASSES[table], {**given, **options})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def evaluation_options(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Options of `moce evaluate` by protocol: those of [evaluate], then those of [evaluate.PROTOCOL]."""
+    table = settings.content.get("evaluate", {})
+    own = {name: value for name, value in table.items() if isinstance(value, dict)}
+    common = {name: value for name, value in table.items() if name not in own}
+    for name in own:
+        if name not in settings.protocols:
+            hint = did_you_mean(name, settings.protocols)
+            raise UserError(
+                f"{settings.where}: [evaluate.{name}] is for none of the protocols "
+                f"{', '.join(settings.protocols)}.{hint}"
+            )
+    found = {protocol: {**common, **own.get(protocol, {})} for protocol in settings.protocols}
+    for protocol, options in found.items():
+        within = f"evaluate.{protocol}" if protocol in own else "evaluate"
+        for name in ("protocol", "strategy", "seed", "data_root"):
+            if name in options:
+                raise UserError(
+                    f"{settings.where} [{within}]: '{name}' is said by the study itself; leave it out."
+                )
+        require_options(settings, "evaluate", options, within)
+    return found
+
+
+def tasks_of(settings: Settings) -> list[str]:
+    """The tasks; UserError for two of one name."""
+    from moce.images.tasks import all_names
+
+    spelled = listed(settings.content["tasks"])
+    tasks = all_names(settings.content.get("data_root")) if spelled == ["all"] else spelled
+    names = [slug(task_name(task)) for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{settings.where}: two tasks are called '{name}'; give each a name of its own.")
+    return tasks
+
+
+def seeds_of(settings: Settings, config: StudyConfig) -> list[int]:
+    """Those of the command line, else of the file, else --seed."""
+    return list(dict.fromkeys(config.seeds or settings.content.get("seeds") or (config.seed,)))
+
+
+def dense_stage(settings: Settings, out: Path, seed: int) -> Stage:
+    """The dense model: the run that `mae` names, else one of the study's own."""
+    if "mae" in settings.content:
+        return Stage(settings.content["mae"])
+    options = {**settings.options("pretrain"), "images": settings.images, "seed": seed}
+    return Stage(str(out / "runs" / "mae"), "pretrain", options)
+
+
+def cluster_stage(settings: Settings, out: Path, dense: Stage, seed: int) -> Stage:
+    """Its clusters: those that `clusters` names, else the study's own."""
+    if "clusters" in settings.content:
+        return Stage(settings.content["clusters"])
+    options = {**settings.options("cluster"), "images": settings.images, "seed": seed}
+    return Stage(str(out / "runs" / "clusters"), "cluster", options, {"enc": dense})
+
+
+def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds: list[int]) -> list[Arm]:
+    """The arms of the file. One without options is the dense model; those with the same options share their runs."""
+    arms: list[Arm] = []
+    folders: dict[str, str] = {}
+    for number, given in enumerate(settings.content["arms"]):
+        where = f"{settings.where} [[arms]] {number + 1}"
+        require_keys(given, ARM_KEYS, where)
+        if "name" not in given:
+            raise UserError(f"{where}: 'name' must be given.")
+        name = given["name"]
+        if any(slug(arm.name) == slug(name) for arm in arms):
+            raise UserError(f"{where}: another arm is called '{name}' or nearly so; give each its own name.")
+        options = given.get("options", {})
+        if "model" in given and options:
+            raise UserError(f"{where}: 'model' is evaluated as it is; leave 'options' or 'model' out.")
+        if options:
+            require_options(
+                settings, "experts", {**settings.content.get("experts", {}), **options}, f"arms: {name}"
+            )
+            folder = folders.setdefault(repr(sorted(options.items())), slug(name))
+            models = {s: experts_stage(settings, out, folder, options, dense, clusters, s) for s in seeds}
+        else:
+            models = dict.fromkeys(seeds, Stage(given["model"]) if "model" in given else dense)
+        require_choice(given, where)
+        protocols = tuple(listed(given["protocols"])) if "protocols" in given else None
+        for protocol in protocols or ():
+            if protocol not in settings.protocols:
+                hint = did_you_mean(protocol, settings.protocols)
+                raise UserError(f"{where}: '{protocol}' is none of the study's protocols.{hint}")
+        arms.append(Arm(name, models, options, given.get("strategy"), protocols))
+    return arms
+
+
+def require_choice(arm: Mapping[str, Any], where: str) -> None:
+    """UserError for a strategy that does not exist, or of an arm without sub-models; before anything is trained."""
+    strategy = arm.get("strategy")
+    if strategy is None:
+        return
+    from moce.stages.customize import STRATEGIES  # torch
+
+    known = (*STRATEGIES, "oracle")
+    if strategy not in known and not strategy.startswith("cluster:"):
+        hint = did_you_mean(strategy, known)
+        raise UserError(
+            f"{where}: there is no strategy '{strategy}': choose one of {', '.join(known)}.{hint}"
+        )
+    options = arm.get("options", {})
+    gate = options.get("gate", "cluster") if options else "none"
+    if "model" not in arm and gate in ("none", "token"):
+        raise UserError(
+            f"{where}: strategy '{strategy}' needs sub-models to choose from, and this arm has none."
+        )
+
+
+def experts_stage(
+    settings: Settings,
+    out: Path,
+    name: str,
+    options: Mapping[str, Any],
+    dense: Stage,
+    clusters: Stage,
+    seed: int,
+) -> Stage:
+    """A run of train-experts."""
+    own = {**settings.options("experts"), **options, "images": settings.images, "seed": seed}
+    needs = {"mae": dense, "clusters": clusters}
+    return Stage(str(out / "runs" / f"{name}-seed{seed}"), "train-experts", own, needs)
+
+
+def plan_of(config: StudyConfig, settings: Settings) -> Plan:
+    """The plan of a comparison: one dense model, its clusters, and arms that start from both."""
+    out, content = Path(config.out), settings.content
+    seeds = seeds_of(settings, config)
+    dense = dense_stage(settings, out, config.seed)
+    arms = arms_of(settings, out, dense, cluster_stage(settings, out, dense, config.seed), seeds)
+    names = [arm.name for arm in arms]
+    for key in ("method", "baseline", "lr_from"):
+        if key in content and content[key] not in names:
+            hint = did_you_mean(content[key], names)
+            raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
+    return Plan(
+        kind=config.kind,
+        out=out,
+        arms=arms,
+        tasks=tasks_of(settings),
+        data_root=content.get("data_root"),
+        protocols=settings.protocols,
+        seeds=seeds,
+        images=settings.images,
+        evaluate=settings.evaluate,
+        **{key: content[key] for key in ("method", "baseline", "lr_from") if key in content},
+    )

@@ -1,0 +1,26 @@
+"""The verb `study`: which study is which module. Each module has one function, `carry_out(config) -> result`."""
+
+from importlib import import_module
+from typing import Any
+
+from moce import __version__
+from moce.config import StudyConfig, verb
+from moce.errors import UserError
+
+STUDIES = {"compare": "moce.study.compare"}
+
+
+@verb(StudyConfig)
+def study(config: StudyConfig) -> dict[str, Any]:
+    """Train several methods, measure them on several tasks, and compare; a folder that the same command continues.
+
+    Returns the content of OUT/result.json. Raises UserError for a configuration that cannot be.
+    """
+    if config.kind not in STUDIES:
+        raise UserError(f"`moce study {config.kind}` is not there yet in version {__version__}.")
+    if config.overwrite:
+        raise UserError(
+            "A study is continued, never overwritten: delete what is to be made again, in its cells/ or runs/, or "
+            "choose another --out."
+        )
+    return import_module(STUDIES[config.kind]).carry_out(config)
