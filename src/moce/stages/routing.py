@@ -27,7 +27,7 @@ Patches = Int64[np.ndarray, "images patches"]
 def routing_of(
     experts: Patches, num_experts: int, classes: Int64[np.ndarray, "images"] | None, seed: int
 ) -> dict[str, Any]:
-    """{pictures [experts], main, classes {nmi, purity, together, chance {nmi, purity, together}} or None} of a layer."""
+    """Of a layer: {pictures [experts], main, classes {nmi, purity, together, chance {the same}} or None}."""
     counts = np.stack([np.bincount(row, minlength=num_experts) for row in experts])
     found: dict[str, Any] = {
         "pictures": np.bincount(counts.argmax(axis=1), minlength=num_experts).tolist(),

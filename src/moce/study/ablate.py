@@ -3,8 +3,8 @@
     base      the method with the options of [cluster] and [experts]
     level     the same with one factor changed (factors.py); strategies are measured on the base's own runs
 
-All start from one dense model, and a level of stage 1 from clusters of its own. What is reported is the difference to the
-base, paired picture by picture; several seeds say how much of it is training's chance.
+All start from one dense model, and a level of stage 1 from clusters of its own. What is reported is the difference to
+the base, paired picture by picture; several seeds say how much of it is training's chance.
 """
 
 from pathlib import Path
@@ -25,6 +25,7 @@ from moce.study.plan import Arm, Plan, Stage, slug
 from moce.study.runner import Progress
 from moce.study.settings import (
     KEYS,
+    LEVELS,
     Settings,
     cluster_stage,
     dense_stage,
@@ -37,10 +38,9 @@ from moce.study.settings import (
 from moce.study.transfer_tables import factor_tables
 
 BASE = "base"
-ANY = "a list of names or a table of levels"
 OWN_KEYS = {
     name: kind for name, kind in KEYS.items() if name not in ("arms", "method", "baseline", "lr_from")
-} | {"factors": ANY}
+} | {"factors": LEVELS}
 DEFAULTS: dict[str, Any] = {
     "images": "toyworld://all?split=train&size=32&num=1200",
     "data_root": "toyworld://?size=32&num=120",
@@ -71,7 +71,9 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
     names = [slug(arm.name) for arm in arms]
     for arm in arms:
         if names.count(slug(arm.name)) > 1:
-            raise UserError(f"{settings.where}: two levels are called '{arm.name}' or nearly so; leave one out.")
+            raise UserError(
+                f"{settings.where}: two levels are called '{arm.name}' or nearly so; leave one out."
+            )
     plan = Plan(
         kind=config.kind,
         out=out,
@@ -126,9 +128,7 @@ def require_level(settings: Settings, level: Level) -> None:
         require_strategy(level.strategy, num_clusters, (*STRATEGIES, "oracle"))
 
 
-def clusters_of(
-    settings: Settings, out: Path, dense: Stage, base: Stage, level: Level, seed: int
-) -> Stage:
+def clusters_of(settings: Settings, out: Path, dense: Stage, base: Stage, level: Level, seed: int) -> Stage:
     """The clusters of a level: the base's, unless it changes them."""
     if not level.cluster:
         return base

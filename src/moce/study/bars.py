@@ -22,7 +22,9 @@ LIGHT = {
 }  # fmt: skip
 
 
-def bar_chart(names: Sequence[str], bars: Sequence[Sequence[Bar]], legend: Sequence[str], said: str) -> Markup:
+def bar_chart(
+    names: Sequence[str], bars: Sequence[Sequence[Bar]], legend: Sequence[str], said: str
+) -> Markup:
     """Groups of bars in points, one group for each name; `bars[group][i]` is of `legend[i]`."""
     ends = [end for group in bars for value, interval in group for end in (value, *(interval or ()))]
     low, high = 100 * min([0.0, *ends]), 100 * max([0.0, *ends])
@@ -62,7 +64,9 @@ def bar_chart(names: Sequence[str], bars: Sequence[Sequence[Bar]], legend: Seque
         x = LEFT + 6 + 190 * place
         parts.append(f'<rect x="{x}" y="{tall - 12}" width="10" height="10" style="fill:{colour(place)}"/>')
         parts.append(f'<text x="{x + 15}" y="{tall - 3}">{escape(name)}</text>')
-    frame = f'viewBox="0 0 {max(wide, LEFT + 190 * len(legend))} {tall}" role="img" aria-label="{escape(said)}"'
+    frame = (
+        f'viewBox="0 0 {max(wide, LEFT + 190 * len(legend))} {tall}" role="img" aria-label="{escape(said)}"'
+    )
     return Markup(f'<svg class="bars-by-task" {frame}>{"".join(parts)}</svg>')
 
 
@@ -75,8 +79,12 @@ def write_svg(path: Path, chart: str) -> None:
     """A chart as a file that any program shows."""
     for name, written in LIGHT.items():
         chart = chart.replace(name, written)
-    style = "<style>text{font:12px sans-serif;fill:#5c646e}</style><rect width='100%' height='100%' fill='#fff'/>"
+    style = (
+        "<style>text{font:12px sans-serif;fill:#5c646e}</style><rect width='100%' height='100%' fill='#fff'/>"
+    )
     start = chart.index(">") + 1
-    text = chart[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + style + chart[start:]
+    text = (
+        chart[:start].replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + style + chart[start:]
+    )
     with write_whole(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -6,7 +6,7 @@ Three parts for each model, those of a part measured in turn (bench/timing.py):
     inference    features of the same batch: whole models, and the plain ViTs that tasks get of MoCE and SDR
     search       from a run folder to the sub-model of a task: vote, per layer, neighbours, every sub-model
 
-A part is a file in OUT/parts and is not measured again. Sizes and turns are those of `moce bench`.
+A part is a file in OUT/cells and is not measured again. Sizes and turns are those of `moce bench`.
 """
 
 import gc
@@ -72,8 +72,8 @@ SEARCH = {
     "search-oracle": "every sub-model (oracle, linear probe)",
 }
 NOTES = (
-    "FLOPs are counted by torch in one forward pass of a batch: of training with the frozen teacher of distillation and "
-    "three quarters of the patches hidden, of inference with all of them seen.",
+    "FLOPs are counted by torch in one forward pass of a batch: of training with the frozen teacher of distillation "
+    "and three quarters of the patches hidden, of inference with all of them seen.",
     "MoCE and SDR as a whole are given the clusters of the pictures; to find them takes one pass of the dense encoder "
     "more. Sub-models need none.",
     "Memory of training is what was added to the process (to the GPU, on one) while a method was built and took its "
@@ -86,7 +86,9 @@ class EfficiencyOptions(BenchConfig):
     """What to measure: sizes and turns as for `moce bench`, and where to search."""
 
     parts: tuple[Literal["training", "inference", "search"], ...] = speed(PARTS, "what to measure")
-    moce: str | None = given("a run of train-experts to search in; by default one made in seconds", default=None)
+    moce: str | None = given(
+        "a run of train-experts to search in; by default one made in seconds", default=None
+    )
     task: str | None = given("the task, as for `moce evaluate`; by default a built-in one", default=None)
     data_root: str | None = given("folder that a task named is in", default=None)
 
@@ -97,7 +99,7 @@ KEYS = (
 
 
 def carry_out(config: StudyConfig) -> dict[str, Any]:
-    """Measure what is not measured yet; leaves OUT/parts, OUT/result.json and OUT/table.md.
+    """Measure what is not measured yet; leaves OUT/cells, OUT/result.json and OUT/table.md.
 
     Returns {verb, kind, out, finished, machine, rows, notes, left_out, seconds, commit}.
     """
@@ -124,7 +126,10 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     say(f"{text}\n{out / 'table.md'}", config.quiet)
     if found["left_out"]:
         left = ", ".join(found["left_out"])
-        say(f"not measured within {config.budget_minutes:g} minutes: {left}; the same command continues", config.quiet)
+        say(
+            f"not measured within {config.budget_minutes:g} minutes: {left}; the same command continues",
+            config.quiet,
+        )
     return result
 
 
@@ -153,7 +158,7 @@ def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool)
     with tempfile.TemporaryDirectory(prefix="moce-efficiency-") as folder:
         for setting in settings_of(options, device, Path(folder)):
             for part in options.parts:
-                file = out / "parts" / f"{setting.model.replace('/', '-')}-{part}.json"
+                file = out / "cells" / f"{setting.model.replace('/', '-')}-{part}.json"
                 about = identity(options, part)
                 if file.is_file() and (there := read_json(file))["options"] == about:
                     rows += there["rows"]

@@ -48,7 +48,9 @@ def described(row: dict[str, Any]) -> str:
     parts = [setting["model"], pixels, f"{row['images']} pictures", setting["precision"], setting["device"]]
     if row["part"] == "search":
         layers = ", ".join(map(str, setting["layers"]))
-        parts.append(f"{setting['num_clusters']} clusters, {setting['num_experts']} experts in blocks {layers}")
+        parts.append(
+            f"{setting['num_clusters']} clusters, {setting['num_experts']} experts in blocks {layers}"
+        )
     return ", ".join(parts)
 
 
@@ -71,4 +73,11 @@ def cells(row: dict[str, Any]) -> list[str]:
         return [row["method"], str(row["tried"]), f"{row['seconds_median']:.2f}", f"{times:.1f}", memory]
     millions = [f"{row[name] / 1e6:.2f}" for name in ("parameters", "active_parameters")]
     flops = [f"{row[name] / 1e9:.3f}" for name in ("flops", "active_flops")]
-    return [row["method"], *millions, *flops, f"{row['images_per_second']:,.0f}", f"{row['ratio']:.2f}", memory]
+    return [
+        row["method"],
+        *millions,
+        *flops,
+        f"{row['images_per_second']:,.0f}",
+        f"{row['ratio']:.2f}",
+        memory,
+    ]

@@ -1,7 +1,7 @@
 """What an ablation changes, one factor at a time: factors and their levels, built in or from the file of the study.
 
-A level is a few options of `moce cluster` or `moce train-experts` that differ from the base, or a strategy of choosing a
-sub-model, for which nothing has to be trained. The built-in levels are relative to the base: half and twice as many
+A level is a few options of `moce cluster` or `moce train-experts` that differ from the base, or a strategy of choosing
+a sub-model, for which nothing has to be trained. The built-in levels are relative to the base: half and twice as many
 experts, the last blocks of an encoder of that depth.
 
 In a file, `factors` is a list of built-in names, or a table of levels:
@@ -149,7 +149,9 @@ def listed(given: Any, where: str) -> list[str]:
 def own_levels(name: str, wanted: Any, where: str) -> list[Level]:
     """The levels that a file gives: options, or values of the option that the factor is named after."""
     if not isinstance(wanted, list) or not wanted:
-        raise UserError(f"{where} [factors]: '{name}' must be a list of values or of options, not {wanted!r}.")
+        raise UserError(
+            f"{where} [factors]: '{name}' must be a list of values or of options, not {wanted!r}."
+        )
     return [
         level_of(one if isinstance(one, dict) else {name: one}, f"{where} [factors] {name}") for one in wanted
     ]
@@ -161,8 +163,8 @@ def level_of(options: Mapping[str, Any], where: str) -> Level:
     for name in options:
         if name not in known:
             raise UserError(
-                f"{where}: '{name}' is no option of `moce cluster` or `moce train-experts` that changes the result, nor "
-                f"strategy.{did_you_mean(name, known)}"
+                f"{where}: '{name}' is no option of `moce cluster` or `moce train-experts` that changes the result, "
+                f"nor strategy.{did_you_mean(name, known)}"
             )
     cluster = {name: value for name, value in options.items() if name in CLUSTER_OPTIONS}
     experts = {name: value for name, value in options.items() if name not in (*CLUSTER_OPTIONS, STRATEGY)}

@@ -95,7 +95,9 @@ def plan_of(config: StudyConfig, settings: Settings, pictures: Halved) -> Plan:
     def arm(name: str, images: str, options: dict[str, Any]) -> Arm:
         own = {**settings.options("pretrain"), **options, "images": images}
         path = str(out / "runs" / slug(name))
-        return Arm(name, {s: Stage(f"{path}-seed{s}", "pretrain", {**own, "seed": s}) for s in seeds}, options)
+        return Arm(
+            name, {s: Stage(f"{path}-seed{s}", "pretrain", {**own, "seed": s}) for s in seeds}, options
+        )
 
     arms = [arm(ALL, settings.images, {})]
     for way in equal_of(settings):
@@ -138,7 +140,7 @@ def steps_of(settings: Settings, source: Source) -> int:
 
 
 def carry_out(config: StudyConfig) -> dict[str, Any]:
-    """Train and measure as much as the budget allows; leaves OUT/result.json, table.md and a chart for each protocol."""
+    """Train and measure as much as the budget allows; leaves result.json, table.md and a chart per protocol in OUT."""
     settings = read_settings(config.config, DEFAULTS, OWN_KEYS)
     pictures, equal = halved(settings), equal_of(settings)
     plan = plan_of(config, settings, pictures)
@@ -220,7 +222,9 @@ def better_half(plan: Plan, measured: Measured, task: str, protocol: str, way: s
         own = plan.arm(arm_name(half, way))
         assert own is not None
         cells = list(measured.seeds(own, task, protocol).values())
-        scores[half] = [c["settings"]["val_score"] for c in cells if c["settings"].get("val_score") is not None]
+        scores[half] = [
+            c["settings"]["val_score"] for c in cells if c["settings"].get("val_score") is not None
+        ]
         tests[half] = sum(c["value"] for c in cells) / len(cells)
     if all(scores.values()):
         means = {half: sum(own) / len(own) for half, own in scores.items()}
@@ -236,4 +240,3 @@ def above(interval: Any) -> bool:
 def below(interval: Any) -> bool:
     """Whether all of an interval lies below 0."""
     return interval is not None and interval[1] < 0
-

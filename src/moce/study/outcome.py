@@ -15,18 +15,19 @@ from moce.study.summary import Measured, summary
 from moce.study.table import as_text
 from moce.study.tried import add_to, lines
 
-More = Callable[[Plan, Progress], tuple[dict[str, Any], str]]
+More = Callable[[Plan, Progress, dict[str, Any]], tuple[dict[str, Any], str]]
 
 
 def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[str, Any]:
     """Carry a plan out, write what it gives, and return the content of result.json.
 
-    `more` gives what a study has beyond the tables: further keys of result.json, and a text at the end of table.md.
+    `more` gives what a study has beyond the tables, which it is shown: further keys of result.json, and a text at the
+    end of table.md.
     """
     prepare(plan, config)
     progress = carry_out(plan, config)
     result = summary(plan, progress)
-    further, text = more(plan, progress) if more else ({}, "")
+    further, text = more(plan, progress, result) if more else ({}, "")
     result |= further
     write(plan, config, progress, result, text)
     if not config.quiet:

@@ -9,7 +9,10 @@ def halves_tables(transfer: list[dict[str, Any]]) -> str:
     """What each half's model has beyond that of all pictures, one table for each protocol and what is kept equal."""
     blocks = []
     for found in transfer:
-        lines = ["| points from all | half A | half B | better half | its model |", "|---|---:|---:|---|---:|"]
+        lines = [
+            "| points from all | half A | half B | better half | its model |",
+            "|---|---:|---:|---|---:|",
+        ]
         for row in found["tasks"]:
             halves = " | ".join(cell(row[half]) for half in ("A", "B"))
             chosen = f"{row['better']} (by {row['chosen_on']})"
@@ -41,7 +44,15 @@ def factor_tables(differences: dict[str, Any], factors: list[dict[str, Any]]) ->
                 if (pair := found.get(name)) is not None:
                     ends = between(pair["pictures"]) if pair["pictures"] else "–"
                     seeds = ", ".join(signed(value) for value in pair["seeds"].values())
-                    cells = [factor["name"], base, name, signed(pair["value"]), ends, str(pair["tasks"]), seeds]
+                    cells = [
+                        factor["name"],
+                        base,
+                        name,
+                        signed(pair["value"]),
+                        ends,
+                        str(pair["tasks"]),
+                        seeds,
+                    ]
                     lines.append(f"| {' | '.join(cells)} |")
         blocks += ["", f"### {protocol}", "", *lines]
     return "\n".join(["", "## One factor at a time", *blocks, ""])

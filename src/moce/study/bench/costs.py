@@ -36,7 +36,7 @@ def costs_of(
 ) -> Costs:
     """The costs of `forward`, which passes `num_images` pictures through `module`.
 
-    `all_at_once`: experts are not chosen among (the whole net of SDR, whose own halves are averaged), so all are active.
+    `all_at_once`: no expert is chosen (the whole net of SDR, whose own halves are averaged), so all are active.
     """
     parameters, unused = sum(p.numel() for p in module.parameters()), 0
     for experts in _experts(module) if not all_at_once else ():

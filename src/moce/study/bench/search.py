@@ -73,7 +73,6 @@ class Search:
 
     def variants(self) -> list[Variant]:
         """The rows of the search, which take turns; `images` are the task's training pictures."""
-
         survey(self.pictures.train, quiet=True)
         about = self.setting.about("fp32", BATCH, pictures=self.pictures.train.uri)
         images = len(self.pictures.train)
@@ -81,4 +80,3 @@ class Search:
             Variant(f"search-{name}", about, images, partial(self.job, name), "search-vote")
             for name in PROTOCOLS
         ]
-

@@ -14,7 +14,9 @@ def factor_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "seeds": study["seeds"],
             "tasks": study["tasks"],
             "finished": study["finished"],
-            "protocols": [part for protocol in study["differences"] if (part := of_protocol(study, protocol))],
+            "protocols": [
+                part for protocol in study["differences"] if (part := of_protocol(study, protocol))
+            ],
         }
         for study in studies
         if study["kind"] == "ablate"
@@ -45,5 +47,7 @@ def of_protocol(study: dict[str, Any], protocol: str) -> dict[str, Any] | None:
         "shared": len(study["tables"][protocol]["shared"]),
         "factors": [factor for factor in factors if factor["rows"]],
         "asked": len(found),
-        "apart": sum(bool(p["pictures"]) and not p["pictures"][0] <= 0 <= p["pictures"][1] for p in found.values()),
+        "apart": sum(
+            bool(p["pictures"]) and not p["pictures"][0] <= 0 <= p["pictures"][1] for p in found.values()
+        ),
     }

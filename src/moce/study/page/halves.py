@@ -18,7 +18,9 @@ def halves_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "halves": study["halves"],
             "seeds": study["seeds"],
             "finished": study["finished"],
-            "parts": [{**found, "chart": halves_chart(found), "said": verdict(found)} for found in study["transfer"]],
+            "parts": [
+                {**found, "chart": halves_chart(found), "said": verdict(found)} for found in study["transfer"]
+            ],
         }
         for study in studies
         if study["kind"] == "negative-transfer"
