@@ -77,6 +77,7 @@ def signed(points: float) -> str:
 
 def write_svg(path: Path, chart: str) -> None:
     """A chart as a file that any program shows."""
+    chart = str(chart)  # as Markup it would escape what is added
     for name, written in LIGHT.items():
         chart = chart.replace(name, written)
     style = (

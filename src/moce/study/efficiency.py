@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from moce.config import BenchConfig, StudyConfig, given, resolve, speed
 from moce.engine.devices import pick_device
-from moce.engine.files import read_json, require_writable, write_json, write_whole
+from moce.engine.files import read_json, write_json, write_whole
 from moce.engine.progress import say, track
 from moce.engine.runs import RESULT, source_commit
 from moce.errors import UserError, did_you_mean
@@ -34,6 +34,7 @@ from moce.study.bench.steps import Steps
 from moce.study.bench.timing import Variant, take_turns
 from moce.study.budget import Budget, Spent
 from moce.study.efficiency_tables import cost_tables, markdown
+from moce.study.outcome import prepare
 from moce.study.settings import read_toml
 
 PARTS = ("training", "inference", "search")
@@ -105,15 +106,17 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     """
     options = options_of(config)
     out = Path(config.out)
-    require_writable(out / RESULT)
+    prepare(out, config)
     if config.seeds is not None:
         say("--seeds is not used: what is timed are steps, whose time no seed changes", config.quiet)
     budget = Budget(config.budget_minutes)
     found = measured(options, out, budget, config.quiet)
     result = {
         "verb": "study",
+        "schema": 1,
         "kind": config.kind,
         "out": str(out),
+        "corpus": "",
         "finished": not found["left_out"],
         **found,
         "seconds": round(budget.seconds, 1),
@@ -156,10 +159,13 @@ def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="moce-efficiency-") as folder:
-        for setting in settings_of(options, device, Path(folder)):
+        settings = settings_of(options, device, Path(folder))
+        for setting in settings:
             for part in options.parts:
                 file = out / "cells" / f"{setting.model.replace('/', '-')}-{part}.json"
                 about = identity(options, part)
+                if part == "search" and options.moce is not None and setting is not settings[0]:
+                    continue  # it is in that run, whatever the setting
                 if file.is_file() and (there := read_json(file))["options"] == about:
                     rows += there["rows"]
                     continue
@@ -227,8 +233,10 @@ def search(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[di
     """The search for a task's sub-model."""
     seeking = Search(setting, options.moce, options.task, options.data_root)
     rows = timed_rows(seeking.variants(), setting, quiet, "search")
-    experts = read_header(seeking.run / "model.safetensors")["experts"]
-    about = {name: experts[name] for name in ("num_clusters", "num_experts", "layers")}
+    header = read_header(seeking.run / "model.safetensors")
+    about = {name: header["experts"][name] for name in ("num_clusters", "num_experts", "layers")}
+    if options.moce is not None:
+        about |= {"model": header["shape"]["architecture"], "image_size": header["shape"]["image_size"]}
     for row in rows:
         tried = seeking.tried[row["name"].removeprefix("search-")]
         row |= {"part": "search", "method": SEARCH[row["name"]], "tried": tried}

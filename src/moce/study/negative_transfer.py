@@ -144,7 +144,7 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     settings = read_settings(config.config, DEFAULTS, OWN_KEYS)
     pictures, equal = halved(settings), equal_of(settings)
     plan = plan_of(config, settings, pictures)
-    prepare(plan, config)
+    prepare(plan.out, config)
     for half in HALVES:
         with write_whole(file_of(plan.out, half)) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in pictures.classes[half]), encoding="utf-8")
