@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moce.study.intervals import interval, of_classes, of_sum, wilson
+from moce.study.intervals import interval, of_classes, of_sum, over_tasks, percentiles, resampled, wilson
 
 
 def result(value: float, num: int, metric: str = "top1", **more: Any) -> dict[str, Any]:
@@ -67,3 +67,57 @@ def test_unknown_metrics_and_empty_tests_have_no_interval() -> None:
     assert interval(result(0.5, 100, "map11")) is None
     assert interval(result(0.5, 100, "mean_per_class")) is None
     assert interval(result(0.5, 0)) is None
+
+
+# Pictures drawn again
+
+
+def test_two_pictures_have_three_resamples() -> None:
+    draws = resampled("top1", np.array([0.0, 1.0]), np.array([0, 1]), np.random.default_rng(0))
+    values, counts = np.unique(draws, return_counts=True)
+    assert values.tolist() == [0, 0.5, 1]
+    assert counts / len(draws) == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+
+
+def test_a_class_that_a_resample_misses_is_left_out() -> None:
+    draws = resampled("mean_per_class", np.array([0.0, 1.0]), np.array([3, 9]), np.random.default_rng(0))
+    values, counts = np.unique(draws, return_counts=True)
+    assert values.tolist() == [0, 0.5, 1]
+    assert counts / len(draws) == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+
+
+@pytest.mark.parametrize("metric", ["top1", "mean_per_class"])
+def test_resampling_kinds_is_resampling_pictures(metric: str) -> None:
+    draw = np.random.default_rng(1)
+    labels = draw.choice(4, size=60, p=[0.1, 0.2, 0.3, 0.4])
+    scores = draw.choice([-1, -1 / 3, 0, 1 / 3, 1], size=60)
+    plain = []
+    for rows in draw.integers(60, size=(10_000, 60)):
+        if metric == "top1":
+            plain.append(scores[rows].mean())
+        else:
+            there = np.unique(labels[rows])
+            plain.append(np.mean([scores[rows][labels[rows] == c].mean() for c in there]))
+    draws = resampled(metric, scores, labels, np.random.default_rng(2))
+    assert draws.mean() == pytest.approx(np.mean(plain), abs=0.005)
+    assert draws.std() == pytest.approx(np.std(plain), rel=0.04)
+    assert percentiles(draws) == pytest.approx(tuple(np.percentile(plain, (2.5, 97.5))), abs=0.02)
+
+
+def test_tasks_that_are_drawn_again_have_pictures_of_their_own() -> None:
+    fixed = over_tasks(np.tile([0.0, 1.0], (10_000, 1)), np.random.default_rng(0))
+    values, counts = np.unique(fixed, return_counts=True)
+    assert values.tolist() == [0, 0.5, 1]
+    assert counts / 10_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    noise = np.random.default_rng(1).normal(size=(10_000, 4))
+    # Were a task's pictures the same each time it is drawn, the variance would be 7/16 instead of 1/4.
+    assert over_tasks(noise, np.random.default_rng(2)).var() == pytest.approx(0.25, rel=0.1)
+
+
+def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
+    draw, covered = np.random.default_rng(3), []
+    for _ in range(200):
+        scores = draw.choice([-1.0, 0.0, 1.0], size=150, p=[0.1, 0.7, 0.2])
+        low, high = percentiles(resampled("top1", scores, np.zeros(150, int), draw, num=1000))
+        covered.append(low <= 0.1 <= high)
+    assert 0.9 <= np.mean(covered) <= 0.99

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 NUM_COLOURS = 8
 WIDE, HIGH = 520, 240  # pixels of a chart, as it is drawn
@@ -138,6 +138,22 @@ def line_chart(
             content.append(f'<polyline class="line raw" {stroke} points="{plot.path(x, measured)}"/>')
         path = plot.path(x, smooth)
         content.append(f'<polyline class="line" {stroke} points="{path}"{dashed}/>')
+    return plot.drawn("".join(content))
+
+
+def dot_chart(points: Sequence[tuple[float, float, str]], labels: tuple[str, str]) -> Markup:
+    """Dots (x, y, name); the dotted line is y = 0. A name is shown where the pointer rests on its dot."""
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    low, high = min([*ys, 0.0]), max([*ys, 0.0])
+    wide, tall = 0.06 * max(max(xs) - min(xs), 1e-3), 0.1 * max(high - low, 1e-2)
+    plot = Plot((min(xs) - wide, max(xs) + wide), (low - tall, high + tall), labels)
+    content = [f'<polyline class="mark" points="{plot.path(plot.x, (0, 0))}"/>']
+    for x, y, name in points:
+        across, up = plot.place(x, y)
+        content.append(
+            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4.5" style="fill:{colour(0)}">'
+            f"<title>{escape(name)}: {y:+.1f}</title></circle>"
+        )
     return plot.drawn("".join(content))
 
 

@@ -115,6 +115,7 @@ class Contents:
     tasks: list[TaskModel] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)  # of evaluate, with "file" added
     cluster_sets: list[ClusterSet] = field(default_factory=list)
+    studies: list[dict[str, Any]] = field(default_factory=list)  # their result.json
 
     def of(self, verb: str) -> list[RunContent]:
         """The runs of a verb."""
@@ -123,7 +124,9 @@ class Contents:
     @property
     def built_in(self) -> bool:
         """Whether any run is on the toy world."""
-        return any(str(run.info.config.get("images", "")).startswith("toyworld:") for run in self.runs)
+        images = [str(run.info.config.get("images", "")) for run in self.runs]
+        images += [str(study.get("corpus", "")) for study in self.studies]
+        return any(uri.startswith("toyworld:") for uri in images)
 
 
 def gather(paths: tuple[str, ...]) -> Contents:
@@ -137,7 +140,9 @@ def gather(paths: tuple[str, ...]) -> Contents:
     for item in found:
         if item.kind == "prepared" or (item.kind == "run" and item.content.verb == "prepare"):
             continue  # pictures; a page shows what was made of them
-        if item.kind == "run":
+        if item.kind == "study":
+            contents.studies.append(item.content)
+        elif item.kind == "run":
             contents.runs.append(_run(item, contents))
         elif item.kind == "customised":
             choice = item.path / CHOICE

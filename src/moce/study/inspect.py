@@ -12,7 +12,7 @@ import moce
 from moce.config import InspectConfig, spelled_size, verb
 from moce.engine.files import read_json
 from moce.engine.progress import clock
-from moce.engine.runs import CONFIG, RunInfo, read_run
+from moce.engine.runs import CONFIG, RESULT, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.prepared import Prepared, is_prepared, read_prepared
 from moce.model.weights import read_header, read_tensors, require_readable
@@ -33,9 +33,9 @@ SIZES = ("image_size", "patch_size")  # options that are (height, width) where t
 class Found:
     """What a path holds.
 
-    `kind` is run, customised, prepared, model, clusters, checkpoint, thumbs, patches or evaluations; `content` the
-    RunInfo of a run or a customised folder, what a prepared folder says of itself, the JSON header of a file of
-    tensors, or the list of evaluations.
+    `kind` is run, customised, prepared, study, model, clusters, checkpoint, thumbs, patches or evaluations; `content`
+    the RunInfo of a run or a customised folder, what a prepared folder and a study say of themselves, the JSON header
+    of a file of tensors, or the list of evaluations.
     """
 
     kind: str
@@ -63,6 +63,8 @@ def identify(path: str | Path) -> Found:
 def _folder(path: Path) -> Found:
     if is_prepared(path):
         return Found("prepared", path, read_prepared(path))
+    if (study := read_study(path)) is not None:
+        return Found("study", path, study)
     if not (path / CONFIG).is_file():
         inside = sorted(p.name for p in path.iterdir() if (p / CONFIG).is_file())
         if inside:
@@ -72,6 +74,18 @@ def _folder(path: Path) -> Found:
     if info.finished:
         require_whole(info)
     return Found("customised" if info.verb == "customize" else "run", path, info)
+
+
+def read_study(path: Path) -> dict[str, Any] | None:
+    """The result.json of a study's folder; None for any other folder. UserError where none was written yet."""
+    if (path / CONFIG).is_file() or not (path / "cells").is_dir():
+        return None
+    if not (path / RESULT).is_file():
+        raise UserError(
+            f"The study in {path} has no {RESULT} yet: its command with --budget-minutes 0 writes what is there."
+        )
+    content = read_json(path / RESULT)
+    return content if isinstance(content, dict) and content.get("verb") == "study" else None
 
 
 def require_whole(info: RunInfo) -> None:
@@ -126,6 +140,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         "run": _run,
         "customised": _customised,
         "prepared": _prepared,
+        "study": _study,
         "model": _model,
         "clusters": _clusters,
         "checkpoint": _checkpoint,
@@ -357,6 +372,23 @@ def _patches(found: Found) -> Described:
             f"block {layer}, explained beyond chance by: {', '.join(shares) or 'nothing, it is one expert'}"
         )
     return lines, {"header": header}
+
+
+def _study(found: Found) -> Described:
+    result = found.content
+    cells = result["cells"]
+    state = "finished" if result["finished"] else f"{cells['left']} of {sum(cells.values())} cells are left"
+    lines = [f"study ({result['kind']}), {state}"]
+    lines.append(f"arms: {', '.join(arm['name'] for arm in result['arms'])}")
+    lines.append(f"tasks: {', '.join(result['tasks'])}; seeds {', '.join(map(str, result['seeds']))}")
+    for protocol, table in result["tables"].items():
+        means = ", ".join(f"{arm} {percent(v)}" for arm, v in table["mean"].items() if v is not None)
+        lines.append(
+            f"{protocol}, mean of {len(table['shared'])} tasks: {means}"
+            if means
+            else f"{protocol}: no mean yet"
+        )
+    return lines, {"result": result}
 
 
 def _results(found: Found) -> Described:

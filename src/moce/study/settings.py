@@ -176,15 +176,23 @@ def seeds_of(settings: Settings, config: StudyConfig) -> list[int]:
 def dense_stage(settings: Settings, out: Path, seed: int) -> Stage:
     """The dense model: the run that `mae` names, else one of the study's own."""
     if "mae" in settings.content:
-        return Stage(settings.content["mae"])
+        return earlier_run(settings.content["mae"], "pretrain")
     options = {**settings.options("pretrain"), "images": settings.images, "seed": seed}
     return Stage(str(out / "runs" / "mae"), "pretrain", options)
+
+
+def earlier_run(path: str, verb: str) -> Stage:
+    """A run that is there; UserError where it is not, is another verb's, or is not finished."""
+    from moce.engine.runs import read_run
+
+    read_run(path, verb).result()
+    return Stage(path)
 
 
 def cluster_stage(settings: Settings, out: Path, dense: Stage, seed: int) -> Stage:
     """Its clusters: those that `clusters` names, else the study's own."""
     if "clusters" in settings.content:
-        return Stage(settings.content["clusters"])
+        return earlier_run(settings.content["clusters"], "cluster")
     options = {**settings.options("cluster"), "images": settings.images, "seed": seed}
     return Stage(str(out / "runs" / "clusters"), "cluster", options, {"enc": dense})
 

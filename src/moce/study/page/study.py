@@ -1,0 +1,99 @@
+"""A study: arms on tasks with paired intervals, what gains, what it costs. Drawn from its result.json alone."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from moce.engine.progress import clock
+from moce.study.charts import dot_chart
+from moce.study.gauges import forest_axis, forest_row
+from moce.study.markdown import count
+from moce.study.summary import FITS
+from moce.study.table import percent
+
+
+def study_section(result: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a study."""
+    colours = {arm["name"]: number for number, arm in enumerate(result["arms"])}
+    return {
+        "result": result,
+        "colours": colours,
+        "bounds": {arm["name"] for arm in result["arms"] if arm["bound"]},
+        "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
+        "costs": [cost_row(arm) for arm in result["arms"]],
+    }
+
+
+def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]) -> dict[str, Any]:
+    """Scores, differences to the baseline drawn task by task, differences in numbers, gain beside fit."""
+    table, pairs = result["tables"][protocol], result["differences"][protocol]
+    bounds = {arm["name"] for arm in result["arms"] if arm["bound"]}
+    drawn = [pair for pair in pairs if pair["against"] == result["baseline"]]
+    ends = [own["pictures"] for pair in drawn for own in pair["per_task"].values() if own["pictures"]]
+    reach = max((abs(end) for pair in ends for end in pair), default=0.0) or 0.01
+
+    def forest(task: str | None) -> Markup | None:
+        rows = []
+        for pair in drawn:
+            own = pair if task is None else pair["per_task"].get(task)
+            if own and own["pictures"]:
+                rows.append((colours[pair["arm"]], own["value"], tuple(own["pictures"])))
+        return forest_row(rows, reach, f"differences to {result['baseline']}") if rows else None
+
+    return {
+        "protocol": protocol,
+        "arms": list(table["mean"]),
+        "rows": [score_row(task, table, bounds) | {"forest": forest(task)} for task in table["values"]],
+        "mean": {arm: percent(value) for arm, value in table["mean"].items() if value is not None},
+        "mean_forest": forest(None),
+        "ranks": {arm: f"{value:.2f}" for arm, value in table["mean_rank"].items() if value is not None},
+        "wins": table["wins"],
+        "num_shared": len(table["shared"]),
+        "axis": forest_axis(reach) if ends else None,
+        "pairs": pairs,
+        "gains": gain_part(result, protocol),
+    }
+
+
+def score_row(task: str, table: dict[str, Any], bounds: set[str]) -> dict[str, Any]:
+    """A task's scores, and which arms that are methods have the best of them as printed."""
+    shown = {arm: percent(own["mean"]) for arm, own in table["values"][task].items()}
+    methods = {arm: float(text) for arm, text in shown.items() if arm not in bounds}
+    highest = max(methods.values(), default=None)
+    best = (
+        {arm for arm, value in methods.items() if value == highest}
+        if len(set(methods.values())) > 1
+        else set()
+    )
+    seeds = {
+        arm: ", ".join(f"seed {seed}: {percent(value)}" for seed, value in own["seeds"].items())
+        for arm, own in table["values"][task].items()
+    }
+    return {"task": task, "metric": table["metrics"][task], "shown": shown, "best": best, "seeds": seeds}
+
+
+def gain_part(result: dict[str, Any], protocol: str) -> dict[str, Any] | None:
+    """Gain of each task beside how well a cluster fits it: a chart for each measure of fit."""
+    found = result["gain_and_fit"].get(protocol)
+    if found is None:
+        return None
+    charts = []
+    for name, own in found["spearman"].items():
+        points = [(row[name], 100 * row["gain"], row["task"]) for row in found["tasks"] if name in row]
+        charts.append(
+            {
+                "said": FITS[name],
+                "chart": dot_chart(points, (FITS[name], "gain in points")),
+                **own,
+            }
+        )
+    return {"charts": charts, "rows": sorted(found["tasks"], key=lambda row: -row["gain"])}
+
+
+def cost_row(arm: dict[str, Any]) -> dict[str, Any]:
+    """What an arm costs, as text."""
+    times = {name: arm[name] for name in ("seconds", "cluster_seconds", "dense_seconds")}
+    sizes = {name: count(arm[name]) for name in ("parameters", "active_parameters", "flops_per_image")}
+    said = {name: "–" if seconds is None else clock(seconds) for name, seconds in times.items()}
+    options = ", ".join(f"{name} {value}" for name, value in arm["options"].items()) or "the dense model"
+    return {"name": arm["name"], "options": options, "strategy": arm["strategy"], **sizes, **said}

@@ -1,0 +1,330 @@
+"""A small comparison: what is made, continued, passed over, made again; and configurations that cannot be."""
+
+import fcntl
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moce
+from moce.config import StudyConfig, resolve
+from moce.engine.endings import Interruption, leave_by
+from moce.engine.processes import group
+from moce.errors import UserError
+from moce.study.budget import Budget, Spent
+from moce.study.compare import SMALL
+from moce.study.settings import plan_of, read_settings
+from moce.study.table import is_evaluation
+
+ROOT = "toyworld://?size=32&num=24"
+
+
+def settings(small_runs: Any, tmp_path: Path, more: str = "", arms: str = "") -> Path:
+    """A file of two tasks, one protocol and three arms, on runs that are there."""
+    arms = (
+        arms
+        or """
+        [[arms]]
+        name = "MAE*"
+        options = { gate = "none" }
+        [[arms]]
+        name = "MoCE"
+        options = { gate = "cluster" }
+        [[arms]]
+        name = "MoCE random"
+        options = { gate = "cluster" }
+        strategy = "random"
+    """
+    )
+    file = tmp_path / "study.toml"
+    file.write_text(
+        f"""
+        images = "{small_runs.images}"
+        data_root = "{ROOT}"
+        tasks = ["letters", "plants"]
+        protocols = ["knn"]
+        mae = "{small_runs.mae}"
+        clusters = "{small_runs.clusters}"
+        {more}
+        [experts]
+        epochs = 1
+        {arms}
+        """
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def study(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("compare")
+    file = settings(small_runs, folder)
+    moce.study("compare", out=folder / "study", config=file, quiet=True, device="cpu")
+    return folder
+
+
+def again(study: Path, **options: Any) -> dict[str, Any]:
+    given = {"out": study / "study", "config": study / "study.toml", "device": "cpu"}
+    return moce.study("compare", **{**given, **options})
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each cell and each run was finished."""
+    found = [*folder.glob("cells/*/*.json"), *folder.glob("runs/*/result.json")]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+def test_runs_cells_and_tables(study: Path, small_runs: Any) -> None:
+    out = study / "study"
+    assert sorted(p.name for p in (out / "runs").iterdir()) == ["mae-star-seed0", "moce-seed0"]
+    assert {str(p.relative_to(out / "cells")) for p in out.glob("cells/*/*.json")} == {
+        f"{arm}/{task}-knn-seed0.json"
+        for arm in ("mae-star", "moce", "moce-random")
+        for task in ("letters", "plants")
+    }
+    cell = json.loads((out / "cells" / "moce-random" / "letters-knn-seed0.json").read_text())
+    assert is_evaluation(cell)
+    assert (cell["method"], cell["study"]["method"]) == ("MoCE random", "MoCE (random)")
+    run = json.loads((out / "runs" / "moce-seed0" / "result.json").read_text())
+    assert cell["study"]["run"] == run["fingerprint"]
+    assert cell["study"]["options"] == {"strategy": "random"}
+    assert cell["study"]["cost"]["cluster_seconds"] > 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["finished"] and result["tables"]["knn"]["shared"] == ["letters", "plants"]
+    assert len((out / "tried.csv").read_text().splitlines()) == 4
+    assert "| task | MAE* | MoCE | MoCE random (bound) |" in (out / "table.md").read_text()
+
+
+def test_a_cell_says_what_evaluate_says(study: Path) -> None:
+    cell = json.loads((study / "study" / "cells" / "moce" / "plants-knn-seed0.json").read_text())
+    alone = moce.evaluate(study / "study" / "runs" / "moce-seed0", task="plants", data_root=ROOT, quiet=True)
+    assert cell["predicted"] == alone["predicted"] and cell["value"] == alone["value"]
+
+
+def test_started_again_it_does_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times(study / "study")
+    again(study, tried=study / "all.csv")
+    said = capsys.readouterr()
+    assert times(study / "study") == before
+    assert "2 runs and 6 cells, of which 2 and 6 are there" in said.err
+    assert said.out.splitlines()[0].split() == ["knn", "MAE*", "MoCE", "MoCE", "random"]
+    assert len((study / "all.csv").read_text().splitlines()) == 4
+
+
+def test_without_time_it_trains_nothing_and_writes_tables(study: Path, tmp_path: Path) -> None:
+    found = again(study, out=tmp_path / "new", budget_minutes=0, quiet=True)
+    assert not found["finished"] and found["cells"] == {"there": 0, "left": 6} and found["runs_left"] == 2
+    assert "0 of 6 cells" in (tmp_path / "new" / "table.md").read_text()
+    assert not (tmp_path / "new" / "runs").exists()
+
+
+def test_cells_alone_make_up_a_study(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study / "study" / "cells", tmp_path / "copy" / "cells")
+    found = again(study, out=tmp_path / "copy", quiet=True)
+    assert found["finished"] and not (tmp_path / "copy" / "runs").exists()
+    assert found["arms"][1]["parameters"] is not None
+
+
+def test_other_settings_make_cells_stale(
+    study: Path, small_runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    before = times(tmp_path / "study")
+    file = settings(small_runs, tmp_path, arms="""
+        [[arms]]
+        name = "MoCE"
+        options = { gate = "cluster" }
+        [evaluate.knn]
+        k = [3]
+    """)  # fmt: skip
+    found = moce.study("compare", out=tmp_path / "study", config=file, device="cpu")
+    assert "letters-knn-seed0.json is stale (k was None and is now [3])" in capsys.readouterr().err
+    changed = {name for name, when in times(tmp_path / "study").items() if before[name] != when}
+    assert changed == {f"cells/moce/{task}-knn-seed0.json" for task in ("letters", "plants")}
+    assert found["finished"] and found["primary"] is None
+
+
+def test_cells_of_another_run_are_stale(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    file = tmp_path / "study" / "cells" / "moce" / "letters-knn-seed0.json"
+    cell = json.loads(file.read_text())
+    cell["study"]["run"] = "0" * 16
+    file.write_text(json.dumps(cell))
+    assert again(study, out=tmp_path / "study")["finished"]
+    assert "is stale (it measured another run than the one that is there now)" in capsys.readouterr().err
+    assert json.loads(file.read_text())["study"]["run"] != "0" * 16
+
+
+@pytest.mark.parametrize("content", ['{"schema": 1, "task"', "[]", '{"schema": 1}'])
+def test_a_broken_cell_is_named(study: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    file = tmp_path / "study" / "cells" / "moce" / "letters-knn-seed0.json"
+    file.write_text(content)
+    with pytest.raises(
+        UserError, match="letters-knn-seed0.json .*; delete it, and the same command measures it again"
+    ):
+        again(study, out=tmp_path / "study", quiet=True)
+
+
+def test_a_run_that_another_process_trains_is_passed_over(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study / "study", out)
+    (out / "runs" / "moce-seed0" / "result.json").unlink()
+    shutil.rmtree(out / "cells" / "moce")
+    (out / "cells" / "mae-star" / "plants-knn-seed0.json").unlink()
+    with open(out / "runs" / "moce-seed0" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = again(study, out=out)
+    said = capsys.readouterr().err
+    assert "Another process is working in" in said and "passed over for now" in said
+    assert found["cells"] == {"there": 4, "left": 2}  # the cell of MAE* was measured meanwhile
+    assert "2 cells are left" in said and "the same command continues" in said
+
+
+def test_a_cell_that_another_process_measures_is_passed_over(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study / "study", out)
+    (out / "cells" / "mae-star" / "plants-knn-seed0.json").unlink()
+    lock = out / ".locks" / "mae-star-plants-knn-seed0.lock"
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        again(study, out=out)
+    assert "another process measures it; passed over for now" in capsys.readouterr().err
+    assert again(study, out=out, quiet=True)["finished"]
+
+
+def test_the_learning_rate_of_fine_tuning_is_chosen_once(small_runs: Any, tmp_path: Path) -> None:
+    arms = """
+        [[arms]]
+        name = "MAE"
+        [[arms]]
+        name = "MAE*"
+        options = { gate = "none" }
+        [evaluate]
+        epochs = 1
+        lrs = [1e-3, 4e-3]
+    """
+    file = settings(small_runs, tmp_path, more='lr_from = "MAE*"', arms=arms)
+    text = file.read_text().replace('"knn"', '"finetune"').replace('"letters", ', "")
+    file.write_text(text)
+    moce.study("compare", out=tmp_path / "study", config=file, quiet=True, device="cpu")
+    cells = [tmp_path / "study" / "cells" / arm / "plants-finetune-seed0.json" for arm in ("mae-star", "mae")]
+    chooser, other = (json.loads(path.read_text())["settings"] for path in cells)
+    assert chooser["grid"]["lr"] == [1e-3, 4e-3]
+    assert other["grid"]["lr"] == [chooser["lr"]]
+
+
+# Time
+
+
+def test_training_ends_at_a_checkpoint_when_the_time_is_up() -> None:
+    budget, checkpoints = Budget(0.4 / 60), []
+
+    def train() -> None:
+        with budget.within(), Interruption(group()) as interruption:
+            for _ in range(1000):
+                time.sleep(0.01)
+                if interruption.signal:
+                    checkpoints.append("written")
+                    leave_by(interruption.signal)
+
+    with pytest.raises(Spent):
+        train()
+    assert checkpoints == ["written"]
+    with pytest.raises(Spent):
+        budget.require()
+
+
+def test_what_ends_in_time_is_not_interrupted_later() -> None:
+    with Budget(0.2 / 60).within():
+        pass
+    time.sleep(0.3)
+
+
+def test_somebody_else_s_signal_is_no_end_of_the_budget() -> None:
+    with pytest.raises(SystemExit) as stop, Budget(5).within():
+        leave_by(15)
+    assert stop.value.code == 143
+
+
+# Configurations that cannot be
+
+
+ARM = '[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }\n'
+GIVEN = 'images = "x"\ntasks = ["a"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("images = ", "study.toml cannot be read as TOML"),
+        ('image = "x"', "study.toml: there is no key 'image'. Did you mean 'images'"),
+        ('images = "x"', "study.toml: 'tasks' must be given"),
+        (GIVEN + "seeds = 3", "'seeds' must be a list of whole numbers, not 3"),
+        (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
+        (GIVEN + '[experts]\nout = "y"', r"\[experts\]: 'out' is said by the study itself"),
+        (GIVEN + "[cluster]\nnum_clusters = 1", r"\[cluster\]: --num-clusters must be at least 2"),
+        (
+            GIVEN + "[evaluate.lineer]\nk = [1]",
+            r"\[evaluate.lineer\] is for none of .* Did you mean 'linear'",
+        ),
+        (GIVEN + '[evaluate]\nstrategy = "vote"', r"\[evaluate\]: 'strategy' is said by the study itself"),
+        (GIVEN + "[[arms]]\noptions = {}", r"\[\[arms\]\] 1: 'name' must be given"),
+        (GIVEN + ARM + ARM, r"\[\[arms\]\] 2: another arm is called 'MoCE'"),
+        (GIVEN + ARM + 'strategies = "vote"', "there is no key 'strategies'. Did you mean 'strategy'"),
+        (GIVEN + ARM + 'strategy = "orakle"', "there is no strategy 'orakle'.* Did you mean 'oracle'"),
+        (GIVEN + ARM + 'model = "timm:x"', "'model' is evaluated as it is"),
+        (GIVEN + ARM + 'protocols = ["kn"]', "'kn' is none of the study's protocols. Did you mean 'knn'"),
+        (GIVEN + '[[arms]]\nname = "MAE"\nstrategy = "vote"', "'vote' needs sub-models to choose from"),
+        (GIVEN + 'baseline = "MAE+"\n', r"baseline 'MAE\+' is none of the arms. Did you mean 'MAE"),
+        (GIVEN + 'mae = "nowhere"\n', "There is no folder nowhere"),
+        ('images = "x"\ntasks = ["p/a", "q/a"]', "two tasks are called 'a'"),
+        ('images = "x"\ntasks = "all"', "--task all needs --data-root"),
+    ],
+)
+def test_a_file_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "study.toml").write_text(text)
+    given = {"kind": "compare", "out": tmp_path / "out", "config": tmp_path / "study.toml"}
+    with pytest.raises(UserError, match=words):
+        moce.study(**given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_or_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "studi.toml").write_text("")
+    with pytest.raises(
+        UserError, match="There is no file .*study.toml .--config.. Did you mean 'studi.toml'"
+    ):
+        moce.study("compare", out=tmp_path / "out", config=tmp_path / "study.toml")
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        moce.study("compare", out=tmp_path)
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        moce.study("compare", out=tmp_path / "studi.toml")
+    with pytest.raises(UserError, match="never overwritten"):
+        moce.study("compare", out=tmp_path / "out", overwrite=True)
+
+
+def test_the_default_is_every_control_with_runs_in_common() -> None:
+    config = resolve(StudyConfig, {"kind": "compare", "out": "o", "seeds": "0,1"})
+    plan = plan_of(config, read_settings(None, SMALL))
+    names = ["mae", "clusters"] + [
+        f"{arm}-seed{seed}"
+        for seed in (0, 1)
+        for arm in ("mae-star", "tokenmoe", "sdr", "random-clusters", "moce")
+    ]
+    assert sorted(Path(s.path).name for s in plan.stages()) == sorted(names)
+    probed = [c for c in plan.cells() if c.arm.name == "MAE"]
+    assert {c.seed for c in probed} == {0}  # another seed would give the same number
+    tuned = plan_of(config, read_settings(None, {**SMALL, "protocols": ["linear", "finetune"]}))
+    assert {c.arm.name for c in tuned.cells() if c.protocol == "finetune"} == {
+        "MAE", "MAE*", "TokenMoE", "SDR", "random clusters", "MoCE",
+    }  # fmt: skip

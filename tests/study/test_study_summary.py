@@ -1,0 +1,245 @@
+"""What the cells of a study say, against numbers worked out by hand; its tables, its page, and what was tried."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moce
+from moce.engine.files import write_json
+from moce.errors import UserError
+from moce.study.markdown import markdown
+from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
+from moce.study.runner import Progress, estimate
+from moce.study.summary import summary
+from moce.study.tried import COLUMNS, add_to, lines
+
+LABELS = [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def arm(name: str, seeds: Sequence[int] = (0, 1), one: bool = False, **more: Any) -> Arm:
+    """An arm with a model for each seed, or one for all."""
+    stages = {seed: Stage(f"runs/{slug(name)}-seed{seed}") for seed in seeds}
+    return Arm(name, dict.fromkeys(seeds, stages[seeds[0]]) if one else stages, **more)
+
+
+def plan(
+    arms: list[Arm], tasks: Sequence[str] = ("a", "b"), seeds: Sequence[int] = (0, 1), **more: Any
+) -> Plan:
+    return Plan(
+        "compare", Path("study"), arms, list(tasks), None, ["linear"], list(seeds), "data/photos", **more
+    )
+
+
+def cell(name: str, task: str, right: str, seed: int = 0, **more: Any) -> dict[str, Any]:
+    """A cell whose test pictures were named right (1) or not (0), of four pictures of each of two classes."""
+    predicted = [label if mark == "1" else 1 - label for label, mark in zip(LABELS, right, strict=True)]
+    study = {"arm": name, "run": f"{name} {seed}", "options": {}, "seconds": 2.0}
+    study["cost"] = {"seconds": 60.0, "parameters": 1_000_000, "cluster_seconds": 5.0, "dense_seconds": 100.0}
+    fixed = {
+        "schema": 1,
+        "protocol": "linear",
+        "metric": "top1",
+        "num_test": 8,
+        "model": "m",
+        "commit": "c" * 40,
+    }
+    value = right.count("1") / 8
+    settings = {"val_score": 0.5}
+    return {
+        **fixed, "task": task, "method": name, "value": value, "seed": seed, "predicted": predicted,
+        "labels": LABELS, "settings": settings, "study": study, **more,
+    }  # fmt: skip
+
+
+ARMS = [arm("MAE", one=True), arm("MAE*"), arm("MoCE"), arm("MoCE oracle", strategy="oracle")]
+RESULTS = [
+    cell("MAE", "a", "11000000"),
+    cell("MAE", "b", "11110000"),
+    cell("MAE*", "a", "11110000", 0),
+    cell("MAE*", "a", "11110000", 1),
+    cell("MAE*", "b", "11111000", 0),
+    cell("MAE*", "b", "11111000", 1),
+    cell("MoCE", "a", "11111000", 0),
+    cell("MoCE", "a", "11111110", 1),
+    cell("MoCE", "b", "11111000", 0),
+    cell("MoCE", "b", "11110000", 1),
+    cell("MoCE oracle", "a", "11111111", 0),
+    cell("MoCE oracle", "b", "11111111", 0),
+]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return summary(plan(ARMS), Progress(list(RESULTS), []))
+
+
+def test_names_become_paths() -> None:
+    names = {
+        "MAE*": "mae-star",
+        "random clusters": "random-clusters",
+        "../up": "up",
+        "E = 8": "e-8",
+        "*": "star",
+    }
+    assert {name: slug(name) for name in names} == names
+    assert task_name("toyworld://letters?num=3") == "letters"
+    assert task_name("data/pets37/") == "pets37"
+
+
+def test_tables_are_means_of_seeds(found: dict[str, Any]) -> None:
+    table = found["tables"]["linear"]
+    assert table["values"]["a"]["MoCE"] == {"mean": 6 / 8, "seeds": {"0": 5 / 8, "1": 7 / 8}}
+    assert table["mean"]["MoCE"] == pytest.approx((6 / 8 + 4.5 / 8) / 2)
+
+
+def test_bounds_have_no_rank_and_win_nothing(found: dict[str, Any]) -> None:
+    table = found["tables"]["linear"]
+    assert table["mean_rank"] == {"MAE": 3.0, "MAE*": 1.5, "MoCE": 1.5}
+    assert table["wins"] == {"MAE": 0, "MAE*": 1, "MoCE": 1}
+    assert table["mean"]["MoCE oracle"] == 1.0
+
+
+def test_the_primary_endpoint_names_every_seed(found: dict[str, Any]) -> None:
+    primary = found["primary"]
+    assert (primary["arm"], primary["against"], primary["tasks"]) == ("MoCE", "MAE*", 2)
+    assert primary["seeds"] == {"0": pytest.approx(1 / 16), "1": pytest.approx((3 / 8 - 1 / 8) / 2)}
+    assert primary["value"] == pytest.approx((1 / 16 + 1 / 8) / 2)
+    low, high = primary["pictures"]
+    assert low < primary["value"] < high
+
+
+def test_one_model_for_all_seeds_is_compared_with_every_seed(found: dict[str, Any]) -> None:
+    pair = next(d for d in found["differences"]["linear"] if (d["arm"], d["against"]) == ("MAE", "MAE*"))
+    assert pair["per_task"]["a"]["seeds"] == {"0": -2 / 8, "1": -2 / 8}
+
+
+def test_seeds_that_one_side_lacks_are_not_compared() -> None:
+    results = [r for r in RESULTS if not (r["method"] == "MoCE" and r["seed"] == 1)]
+    found = summary(plan(ARMS), Progress(results, [Cell(ARMS[2], "a", "linear", 1)]))
+    assert not found["finished"]
+    assert found["primary"]["seeds"] == {"0": pytest.approx(1 / 16)}
+    assert "**Not finished**: 10 of 11 cells" in markdown(found)
+
+
+def test_answers_to_other_pictures_are_not_compared() -> None:
+    other = {**cell("MoCE", "a", "11111000"), "labels": LABELS[::-1]}
+    with pytest.raises(UserError, match="a: the cells of MoCE and MAE\\* were tested on other pictures"):
+        summary(plan(ARMS), Progress([cell("MAE*", "a", "11110000"), other], []))
+
+
+def test_a_metric_that_is_no_mean_over_pictures_is_said() -> None:
+    strange = [{**r, "metric": "map11"} if r["task"] == "b" else r for r in RESULTS]
+    for result in strange:
+        if result["task"] == "b":
+            result.pop("predicted")
+    found = summary(plan(ARMS), Progress(strange, []))
+    pair = found["differences"]["linear"][1]
+    assert pair["not_resampled"] == ["b"] and pair["per_task"]["b"]["pictures"] is None
+    assert pair["pictures"][0] < pair["pictures"][1]
+    assert "b: its metric is no mean over pictures" in markdown(found)
+    only = summary(plan(ARMS, tasks=["b"]), Progress([r for r in strange if r["task"] == "b"], []))
+    assert only["differences"]["linear"][0]["pictures"] is None
+    assert only["differences"]["linear"][0]["pictures_and_tasks"] is None
+
+
+def test_gain_beside_fit() -> None:
+    tasks, results = ["a", "b", "c", "d"], []
+    for number, task in enumerate(tasks):
+        results.append(cell("MAE*", task, "00000000"))
+        choice = {"winner_share": 0.9 - 0.2 * number, "entropy": 1.0, "fit": {"mean_cosine": 0.1 * number}}
+        results.append({**cell("MoCE", task, "1" * number + "0" * (8 - number)), "choice": choice})
+    found = summary(plan([arm("MAE*", [0]), arm("MoCE", [0])], tasks, [0]), Progress(results, []))
+    fit = found["gain_and_fit"]["linear"]
+    assert [row["gain"] for row in fit["tasks"]] == [0, 1 / 8, 2 / 8, 3 / 8]
+    assert fit["spearman"]["winner_share"]["rho"] == pytest.approx(-1)
+    assert fit["spearman"]["mean_cosine"]["rho"] == pytest.approx(1)
+    assert fit["spearman"]["entropy"] == {"rho": None, "p": None, "tasks": 4}
+    assert "Spearman's rho -1.00 over 4 tasks" in markdown(found)
+
+
+def test_a_study_without_any_cell_still_has_a_table() -> None:
+    found = summary(plan(ARMS), Progress([], [Cell(ARMS[1], "a", "linear", 0)]))
+    assert found["primary"] is None and found["tables"] == {}
+    assert "0 of 1 cells" in markdown(found)
+
+
+def test_where_pictures_lie_is_not_told() -> None:
+    own = Plan(
+        "compare", Path("s"), ARMS, ["a"], None, ["linear"], [0], "/data/here/tiny-imagenet/train.parquet"
+    )
+    assert summary(own, Progress([], []))["corpus"] == "tiny-imagenet/train.parquet"
+
+
+def test_time_that_is_left_is_that_of_cells_of_the_same_kind() -> None:
+    left = [Cell(ARMS[1], "c", "linear", 0), Cell(ARMS[3], "c", "knn", 0)]
+    assert estimate(Progress(list(RESULTS), left)) == (2.0, 1)
+
+
+def test_the_markdown_table(found: dict[str, Any]) -> None:
+    text = markdown(found)
+    assert "| task | MAE | MAE* | MoCE | MoCE oracle (bound) |" in text
+    assert "| a | 25.0 | 50.0 | **75.0** | 100.0 |" in text
+    assert "| *wins* | 0 | 1 | 1 |  |" in text
+    assert "| MoCE | 1 M | – | – | 1:00 | 1:05 | 1:40 |" in text
+
+
+# What was tried
+
+
+def test_what_was_tried_is_written_once_and_only_when_whole(tmp_path: Path) -> None:
+    progress = Progress([r for r in RESULTS if not (r["method"] == "MoCE" and r["task"] == "b")], [])
+    found = list(lines(plan(ARMS), progress))
+    assert [(row["arm"], row["seed"]) for row in found] == [
+        ("MAE", "0"), ("MAE*", "0"), ("MAE*", "1"), ("MoCE oracle", "0"),
+    ]  # fmt: skip
+    file = tmp_path / "results" / "tried.csv"
+    assert add_to(file, found) == 4
+    assert add_to(file, found) == 0
+    assert add_to(file, list(lines(plan(ARMS), Progress(list(RESULTS), [])))) == 2
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert len(rows) == 6 and tuple(rows[0]) == COLUMNS
+    last = rows[-1]
+    assert (last["arm"], last["seed"], last["protocol"], last["tasks"]) == ("MoCE", "1", "linear", "a b")
+    assert float(last["test"]) == pytest.approx((7 / 8 + 4 / 8) / 2)
+    assert (last["val_score"], last["train_seconds"], last["corpus"]) == ("0.50000", "60.0", "photos")
+    assert json.loads(last["options"]) == {}
+
+
+def test_another_table_is_not_added_to(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("name,age\nann,7\n")
+    with pytest.raises(UserError, match="mine.csv has other columns"):
+        add_to(tmp_path / "mine.csv", [])
+    assert (tmp_path / "mine.csv").read_text() == "name,age\nann,7\n"
+
+
+# The page
+
+
+@pytest.fixture
+def folder(tmp_path: Path, found: dict[str, Any]) -> Path:
+    (tmp_path / "study" / "cells").mkdir(parents=True)
+    result = json.loads(json.dumps(found))
+    result["arms"][0]["options"] = {"init": "<script>"}
+    write_json(tmp_path / "study" / "result.json", result)
+    return tmp_path / "study"
+
+
+def test_the_page_of_a_study(folder: Path, tmp_path: Path) -> None:
+    made = moce.report(runs=[str(folder)], out=tmp_path / "page.html", quiet=True)
+    text = (tmp_path / "page.html").read_text()
+    assert made["sections"] == ["study"]
+    assert "Primary endpoint" in text and "<bdi>MoCE oracle</bdi>" in text
+    assert text.count('class="forest"') == 4  # the axis, two tasks, the mean
+    assert "<script>" not in text
+
+
+def test_a_study_is_told_from_other_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moce.inspect(folder)
+    assert "study (compare), finished" in capsys.readouterr().out
+    (folder / "result.json").unlink()
+    with pytest.raises(UserError, match="has no result.json yet: its command with --budget-minutes 0 writes"):
+        moce.inspect(folder)
