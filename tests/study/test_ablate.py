@@ -109,6 +109,10 @@ def test_the_study_measures_each_level_beside_the_base(tmp_path: Path, small_run
     assert pairs["num experts 2"]["value"] == pytest.approx(values["num experts 2"] - values["base"])
     text = (tmp_path / "s/table.md").read_text("utf-8")
     assert "## One factor at a time" in text and "| num_experts | num experts 4 | num experts 2 |" in text
+    assert moce.report([tmp_path / "s"], out=tmp_path / "p.html", quiet=True)["sections"] == ["factors"]
+    page = (tmp_path / "p.html").read_text("utf-8")
+    assert page.count('<svg class="forest"') == 5  # the axis and a row for each level
+    assert "<bdi>strategy oracle</bdi>" in page and "There is one seed" in page
     saved = json.loads((tmp_path / "s/runs/clusters-rounding-argmax/config.json").read_text())["options"]
     made = json.loads((small_runs.clusters / "config.json").read_text())["options"]
     differ = {name for name in saved if saved[name] != made[name]} & set(ablate.CLUSTER_OPTIONS)

@@ -60,7 +60,7 @@ def study(config: Path) -> dict[str, Any]:
 
 def test_every_method_is_there_in_every_phase(study: dict[str, Any]) -> None:
     rows = {(row["part"], row["name"]): row for row in study["rows"]}
-    assert study["finished"] and study["left_out"] == []
+    assert study["finished"] and study["left_out"] == [] and study["cells"] == {"there": 3, "left": 0}
     assert [name for part, name in rows if part == "training"] == [m.row for m in efficiency.TRAINING]
     assert [name for part, name in rows if part == "inference"] == list(efficiency.INFERENCE)
     assert [name for part, name in rows if part == "search"] == list(efficiency.SEARCH)
@@ -86,6 +86,15 @@ def test_tables_and_what_is_on_disk(study: dict[str, Any], config: Path) -> None
     assert markdown(cost_tables(study["rows"])) in text and study["notes"][0] in text
     assert text.count("### ") == 3 and "| MoCE, the sub-model of a task |" in text
     assert "test_vit" in text.partition("### The search")[2].splitlines()[0]
+
+
+def test_the_page_shows_the_tables(study: dict[str, Any], config: Path, tmp_path: Path) -> None:
+    found = moce.report([config.parent / "study"], out=tmp_path / "p.html", quiet=True)
+    assert found["sections"] == ["costs"]
+    text = (tmp_path / "p.html").read_text("utf-8")
+    assert text.count("<h3>") == 3 and "SDR, sub-nets" in text and efficiency.QUICK in text
+    seen = moce.inspect(config.parent / "study", quiet=True)
+    assert seen["summary"] == "study (efficiency), finished"
 
 
 def test_what_was_measured_is_not_measured_again(

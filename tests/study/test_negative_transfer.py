@@ -130,6 +130,15 @@ def test_the_study_trains_on_halves_and_says_what_they_are_worth(study: Path) ->
         ElementTree.parse(study / "study" / f"improvement-knn-equal-{way}.svg")
 
 
+def test_the_page_shows_the_bars(study: Path) -> None:
+    found = moce.report([study / "study"], out=study / "page.html", quiet=True)
+    assert found["sections"] == ["halves"]
+    text = (study / "page.html").read_text("utf-8")
+    assert text.count('<svg class="bars-by-task"') == 2 and "no evidence" in text
+    assert "half A has 108 of 36 classes" in text and "letters, half B minus all" in text
+    assert moce.inspect(study / "study", quiet=True)["summary"] == "study (negative-transfer), finished"
+
+
 def test_the_same_command_measures_nothing_again(study: Path) -> None:
     folder = study / "study"
     cells = {p: p.stat().st_mtime_ns for p in (folder / "cells").rglob("*.json")}

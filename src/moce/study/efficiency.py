@@ -10,12 +10,15 @@ A part is a file in OUT/cells and is not measured again. Sizes and turns are tho
 """
 
 import gc
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from moce.config import BenchConfig, StudyConfig, given, resolve, speed
 from moce.engine.devices import pick_device
@@ -80,6 +83,7 @@ NOTES = (
     "Memory of training is what was added to the process (to the GPU, on one) while a method was built and took its "
     "first step; of inference the weights and what a first pass added; of the search what that added.",
 )
+QUICK = "Measured with quick: sizes too small and turns too few to mean anything."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,7 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
         "out": str(out),
         "corpus": "",
         "finished": not found["left_out"],
+        "cells": {"there": found.pop("num_parts"), "left": len(found["left_out"])},
         **found,
         "seconds": round(budget.seconds, 1),
         "commit": source_commit(),
@@ -151,23 +156,23 @@ def options_of(config: StudyConfig) -> EfficiencyOptions:
 
 
 def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
-    """{machine, rows, notes, left_out}; parts that are there are taken as they are, unless they were of other options.
+    """{num_parts, machine, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
 
     What is not begun when the budget is used up is in `left_out`.
     """
     device = pick_device(options.device)
-    rows: list[dict[str, Any]] = []
     left_out: list[str] = []
+    parts: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="moce-efficiency-") as folder:
         settings = settings_of(options, device, Path(folder))
         for setting in settings:
             for part in options.parts:
                 file = out / "cells" / f"{setting.model.replace('/', '-')}-{part}.json"
-                about = identity(options, part)
+                about = identity(options, part, device)
                 if part == "search" and options.moce is not None and setting is not settings[0]:
                     continue  # it is in that run, whatever the setting
                 if file.is_file() and (there := read_json(file))["options"] == about:
-                    rows += there["rows"]
+                    parts.append(there)
                     continue
                 try:
                     budget.require()
@@ -176,18 +181,26 @@ def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool)
                     continue
                 say(f"{setting.model}: {part}", quiet)
                 found = MEASURE[part](setting, options, quiet)
-                write_json(file, {"options": about, "machine": machine(device), "rows": found})
-                rows += found
+                parts.append({"options": about, "machine": machine(device), "rows": found})
+                write_json(file, parts[-1])
                 forget()
                 gc.collect()
-    return {"machine": machine(device), "rows": rows, "notes": list(NOTES), "left_out": left_out}
+    return {
+        "num_parts": len(parts),
+        "machine": parts[-1]["machine"] if parts else machine(device),
+        "rows": [row for part in parts for row in part["rows"]],
+        "notes": [*NOTES, QUICK] if options.quick else list(NOTES),
+        "left_out": left_out,
+    }
 
 
-def identity(options: EfficiencyOptions, part: str) -> dict[str, Any]:
-    """What makes a part another measurement."""
-    names = ["repeats", "batch_size", "precision", "device", "seed", "quick"]
+def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:
+    """What makes a part another measurement: its options, and the machine."""
+    names = ["repeats", "batch_size", "precision", "seed", "quick"]
     names += ["moce", "task", "data_root"] if part == "search" else []
-    return {name: getattr(options, name) for name in names}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    here = {"device": str(device), "gpu": gpu, "cores": os.cpu_count(), "torch": torch.__version__}
+    return {**{name: getattr(options, name) for name in names}, **here}
 
 
 def timed_rows(variants: list[Variant], setting: Setting, quiet: bool, what: str) -> list[dict[str, Any]]:
