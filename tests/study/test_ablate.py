@@ -1,5 +1,6 @@
 """One factor at a time: levels, what is shared between them, and the study from end to end."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def test_built_in_levels_are_relative_to_the_base(base: Base) -> None:
     assert found["clusters"] == [{"num_clusters": 16}, {"num_clusters": 32}, {"num_clusters": 128}]
     chosen = [options["layers"] for options in found["layers"]]
     assert chosen == [(11,), (10, 11), (1, 3, 5, 7, 9, 11), (5, 7)]  # 9 and 11 are the base
+    few = dataclasses.replace(base, experts=dataclasses.replace(base.experts, num_experts=4))
+    assert levels(["experts"], few)["experts"] == [{"num_experts": 2}, {"num_experts": 8}]  # none twice
     assert found["balance"] == [{"balance": 0.0}, {"balance": 0.1}]
     assert {"embedding": "random"} in found["gate input"] and {"gate": "token"} in found["gate input"]
 

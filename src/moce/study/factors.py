@@ -77,7 +77,8 @@ def times(option: str, *by: float) -> Callable[[Base], list[dict[str, Any]]]:
     def found(base: Base) -> list[dict[str, Any]]:
         number = base.value(option)
         scaled = [number * factor for factor in by]
-        return [{option: max(round(n), 2) if isinstance(number, int) else n} for n in scaled]
+        whole = [max(round(n), 2) if isinstance(number, int) else n for n in scaled]
+        return [{option: value} for value in dict.fromkeys(whole)]
 
     return found
 
