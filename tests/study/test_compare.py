@@ -16,7 +16,8 @@ from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
 from moce.study.compare import SMALL
-from moce.study.settings import plan_of, read_settings
+from moce.study.plan import Stage
+from moce.study.settings import arms_of, plan_of, read_settings
 from moce.study.table import is_evaluation
 
 ROOT = "toyworld://?size=32&num=24"
@@ -160,6 +161,16 @@ def test_cells_of_another_run_are_stale(
     assert json.loads(file.read_text())["study"]["run"] != "0" * 16
 
 
+def test_runs_of_other_options_are_no_part_of_it(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    text = (study / "study.toml").read_text().replace("epochs = 1", "epochs = 2")
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(
+        UserError, match="mae-star-seed0 holds a run with other options: --epochs was 1 and is now 2"
+    ):
+        again(tmp_path, quiet=True)
+
+
 @pytest.mark.parametrize("content", ['{"schema": 1, "task"', "[]", '{"schema": 1}'])
 def test_a_broken_cell_is_named(study: Path, tmp_path: Path, content: str) -> None:
     shutil.copytree(study / "study", tmp_path / "study")
@@ -297,6 +308,20 @@ def test_a_file_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         moce.study(**given)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    (tmp_path / "study.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    read = read_settings(str(tmp_path / "study.toml"), SMALL)
+    dense, clusters = Stage("mae"), Stage("clusters")
+    arms = arms_of(read, tmp_path, dense, clusters, [0, 1])
+    assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "ViT-B"]
+    assert arms[1].models[1].arguments() == {
+        "mae": "mae", "clusters": "clusters", "images": read.images, "seed": 1, "preset": "tiny-imagenet",
+        "epochs": 5, "gate": "none", "out": str(tmp_path / "runs" / "mae-star-seed1"),
+    }  # fmt: skip
+    assert read.evaluate == {"knn": {}, "linear": {}, "finetune": {"epochs": 20}}
 
 
 def test_a_file_or_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -177,6 +177,8 @@ def test_where_pictures_lie_is_not_told() -> None:
 def test_time_that_is_left_is_that_of_cells_of_the_same_kind() -> None:
     left = [Cell(ARMS[1], "c", "linear", 0), Cell(ARMS[3], "c", "knn", 0)]
     assert estimate(Progress(list(RESULTS), left)) == (2.0, 1)
+    runs = [Stage("runs/more", "train-experts"), Stage("runs/mae", "pretrain")]
+    assert estimate(Progress(list(RESULTS), left, runs)) == (62.0, 2)
 
 
 def test_the_markdown_table(found: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ class Cells:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.folder = plan, plan.out / "cells"
-        self._runs: dict[str, str | None] = {}
+        self._runs: dict[str, str] = {}  # by path; what is not known yet may be any time
 
     def path(self, cell: Cell) -> Path:
         """Where a cell lies."""
@@ -129,12 +129,21 @@ class Cells:
         """The run that cells of an arm and seed are of: the one that lies here, else what most of them say."""
         stage = arm.models[seed]
         if stage.path not in self._runs:
-            self._runs[stage.path] = identity(stage)
-        if (here := self._runs[stage.path]) is not None:
-            return here
-        cells = [cell for cell in self.plan.cells() if cell.stage is stage]
-        said = [content["study"].get("run") for cell in cells if (content := read_cell(self.path(cell)))]
-        return max(said, key=said.count) if said else None
+            cells = [cell for cell in self.plan.cells() if cell.stage.path == stage.path]
+            here = identity(stage)
+            said = (
+                []
+                if here
+                else [content["study"].get("run") for cell in cells if (content := self.read(cell))]
+            )
+            if not (here or said):
+                return None
+            self._runs[stage.path] = here or max(said, key=said.count)
+        return self._runs[stage.path]
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """What lies in a cell's place."""
+        return read_cell(self.path(cell))
 
     def made_anew(self, stage: Stage) -> None:
         """A run was finished: look again which one it is."""
@@ -156,7 +165,7 @@ class Cells:
 
     def there(self, cell: Cell) -> dict[str, Any] | None:
         """The content of a cell that is there and not stale."""
-        content = read_cell(self.path(cell))
+        content = self.read(cell)
         return None if content is None or self.stale(cell, content) else content
 
     @contextmanager
@@ -173,6 +182,11 @@ class Cells:
                 yield True
 
 
+def is_finished(stage: Stage) -> bool:
+    """Whether a finished run lies in a stage's folder, of whatever options."""
+    return (Path(stage.path) / RESULT).is_file()
+
+
 def stage_is_done(stage: Stage) -> bool:
     """Whether a stage is finished with these options, from these stages: what its verb would leave alone.
 
@@ -183,7 +197,7 @@ def stage_is_done(stage: Stage) -> bool:
 
     if stage.verb is None:
         return True
-    if not (Path(stage.path) / RESULT).is_file():
+    if not is_finished(stage):
         return False
     info = read_run(stage.path, stage.verb)
     config = resolve(CONFIGS[stage.verb], stage.arguments())

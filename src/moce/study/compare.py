@@ -23,7 +23,7 @@ ARMS: list[dict[str, Any]] = [
 ]
 # Without a file: built-in pictures, a model that is trained in seconds, and four tasks.
 SMALL: dict[str, Any] = {
-    "images": "toyworld://all?split=train&size=32&num=1200",
+    "images": "toyworld://all?split=train&size=32&num=800",
     "data_root": "toyworld://?size=32&num=120",
     "tasks": ["creatures", "letters", "plants", "textures"],
     "protocols": ["knn", "linear"],

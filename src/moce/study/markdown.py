@@ -56,13 +56,8 @@ def score_table(result: dict[str, Any], protocol: str) -> list[str]:
     lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names)]
     for task, row in found["values"].items():
         shown = {name: percent(row[name]["mean"]) for name in names if name in row}
-        best = max((float(v) for n, v in shown.items() if n not in bounds), default=None)
-        cells = []
-        for name in names:
-            text = shown.get(name, "–")
-            cells.append(
-                f"**{text}**" if name in shown and name not in bounds and float(text) == best else text
-            )
+        best = found["best"][task]
+        cells = [f"**{shown[n]}**" if n in best else shown.get(n, "–") for n in names]
         metric = "" if found["metrics"][task] == "top1" else f" ({found['metrics'][task].replace('_', ' ')})"
         lines.append(f"| {task}{metric} | " + " | ".join(cells) + " |")
     if found["shared"]:

@@ -6,6 +6,7 @@ is passed over with its cells, a cell that it measures too, and the same command
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,15 @@ from moce.engine.files import write_json
 from moce.engine.progress import clock, say
 from moce.errors import Busy
 from moce.study.budget import Budget, Spent
-from moce.study.cells import Cells, Waits, cost_of, evaluate_options, method_options, read_cell, stage_is_done
+from moce.study.cells import (
+    Cells,
+    Waits,
+    cost_of,
+    evaluate_options,
+    is_finished,
+    method_options,
+    stage_is_done,
+)
 from moce.study.plan import DETERMINISTIC, Cell, Plan, Stage
 from moce.study.table import percent
 
@@ -40,6 +49,7 @@ def carry_out(plan: Plan, config: StudyConfig) -> Progress:
     before = look(plan, cells, config.quiet)
     tell(plan, before, config.quiet)
     worker = Worker(plan, cells, config, budget)
+    worker.require_same()
     try:
         for number, cell in enumerate(before.left, 1):
             worker.measure(cell, f"[{number}/{len(before.left)}]")
@@ -61,7 +71,7 @@ def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
             continue
         found.left.append(cell)
         if not quiet and cells.path(cell).is_file():
-            stale = cells.stale(cell, read_cell(cells.path(cell)) or {})
+            stale = cells.stale(cell, cells.read(cell) or {})
             say(f"{cells.path(cell)} is stale ({stale}) and is measured again")
     needed = {s.path for cell in found.left for s in cell.stage.chain()}
     found.runs_left = [s for s in plan.stages() if s.path in needed and not stage_is_done(s)]
@@ -87,19 +97,27 @@ def still_left(plan: Plan, found: Progress) -> str:
     text = f"{runs} run{'s' * (runs != 1)} and {len(found.left)} cell{'s' * (len(found.left) != 1)} are left"
     seconds, unknown = estimate(found)
     if seconds:
-        text += f", about {clock(seconds)} for {'these cells' if not unknown else 'those whose like was measured'}"
+        text += f", about {clock(seconds)}"
+        text += f" and {unknown} of a kind of which nothing is known yet" if unknown else ""
     return text
 
 
 def estimate(found: Progress) -> tuple[float, int]:
-    """(seconds of the cells that are left, by cells of the same protocol and strategy; how many have no such cell)."""
+    """(seconds of what is left, by runs and cells of its kind that are there; how much of it has none of its kind)."""
     took: dict[tuple, list[float]] = {}
+    trained: dict[str, float] = {}
     for result in found.results:
-        strategy = result["study"]["options"].get("strategy")
-        took.setdefault((result["protocol"], strategy), []).append(result["study"].get("seconds", 0.0))
+        own = result["study"]
+        strategy = own["options"].get("strategy")
+        took.setdefault((result["protocol"], strategy), []).append(own.get("seconds", 0.0))
+        if seconds := own.get("cost", {}).get("seconds"):
+            trained[own["run"]] = seconds
     kinds = [(cell.protocol, cell.arm.strategy) for cell in found.left]
     known = [sum(took[kind]) / len(took[kind]) for kind in kinds if kind in took]
-    return sum(known), len(kinds) - len(known)
+    if trained:
+        mean = sum(trained.values()) / len(trained)
+        known += [mean for stage in found.runs_left if stage.verb == "train-experts"]
+    return sum(known), len(kinds) + len(found.runs_left) - len(known)
 
 
 @dataclass
@@ -157,12 +175,22 @@ class Worker:
         }
         return {**result, "method": cell.arm.name, "study": about}
 
+    def require_same(self) -> None:
+        """UserError where a finished run is not that of the plan: its verb says what differs, or has nothing to do."""
+        for stage in self.plan.stages():
+            if is_finished(stage) and not stage_is_done(stage):
+                with suppress(Busy):
+                    self._call(str(stage.verb), True, **stage.arguments())
+                    self.done.add(stage.path)
+
     def ready(self, stage: Stage) -> bool:
         """Make a run and those that it needs; False where another process works in one of them."""
         for one in stage.chain():
             if one.path in self.busy:
                 return False
             if one.path in self.done or stage_is_done(one):
+                if one.path not in self.done:  # another process may have made it since
+                    self.cells.made_anew(one)
                 self.done.add(one.path)
                 continue
             assert one.verb is not None

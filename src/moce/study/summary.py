@@ -30,11 +30,10 @@ class Measured:
         self.plan, self.results = plan, results
         self.names = tuple(arm.name for arm in plan.arms)
 
-    def table(self, protocol: str, bounds: bool = True) -> Table:
-        """Tasks by arms; without `bounds` only arms that are methods."""
-        kept = {arm.name for arm in self.plan.arms if bounds or not arm.bound}
-        rows = [r for r in self.results if r["protocol"] == protocol and r["method"] in kept]
-        return Table(protocol, rows, order=self.names)
+    def table(self, protocol: str) -> Table:
+        """Tasks by arms."""
+        bounds = frozenset(arm.name for arm in self.plan.arms if arm.bound)
+        return Table(protocol, [r for r in self.results if r["protocol"] == protocol], self.names, bounds)
 
     def seeds(self, arm: Arm, task: str, protocol: str) -> dict[int, dict[str, Any]]:
         """The cells of an arm by seed; where one number holds for all seeds, it stands for each."""
@@ -78,7 +77,7 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
         "baseline": plan.baseline,
         "arms": [arm_facts(arm, progress.results) for arm in plan.arms],
         "resamples": RESAMPLES,
-        "tables": {protocol: table_facts(plan, measured, protocol) for protocol in protocols},
+        "tables": {protocol: table_facts(measured, protocol) for protocol in protocols},
         "differences": {protocol: [pair.summary() for pair in own] for protocol, own in pairs.items()},
         "gain_and_fit": {
             p: fit for p, own in pairs.items() if (fit := gain_and_fit(plan, measured, p, own)) is not None
@@ -130,9 +129,10 @@ def arm_facts(arm: Arm, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table_facts(plan: Plan, measured: Measured, protocol: str) -> dict[str, Any]:
+def table_facts(measured: Measured, protocol: str) -> dict[str, Any]:
     """A table: values by task and arm (mean of seeds, and each), means over the tasks that all have, ranks, wins."""
-    table, methods = measured.table(protocol), measured.table(protocol, bounds=False)
+    table = measured.table(protocol)
+    ranked = [arm for arm in table.methods if arm not in table.bounds]
     return {
         "metrics": {task: table.metric(task) for task in table.tasks},
         "values": {
@@ -143,10 +143,11 @@ def table_facts(plan: Plan, measured: Measured, protocol: str) -> dict[str, Any]
             }
             for task in table.tasks
         },
+        "best": {task: sorted(table.best(task)) for task in table.tasks},
         "shared": table.shared,
         "mean": {arm: table.mean(arm) for arm in table.methods},
-        "mean_rank": {arm: methods.mean_rank(arm) for arm in methods.methods},
-        "wins": {arm: methods.wins(arm) for arm in methods.methods},
+        "mean_rank": {arm: table.mean_rank(arm) for arm in ranked},
+        "wins": {arm: table.wins(arm) for arm in ranked},
     }
 
 

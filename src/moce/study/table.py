@@ -29,6 +29,9 @@ class Table:
     protocol: str
     results: list[dict[str, Any]]
     order: tuple[str, ...] = ORDER  # of the methods; others follow by name
+    bounds: frozenset[str] = (
+        frozenset()
+    )  # methods that are none, such as an oracle: never the best, without a rank
     methods: list[str] = field(init=False)
     tasks: list[str] = field(init=False)
 
@@ -53,8 +56,9 @@ class Table:
 
     def best(self, task: str) -> set[str]:
         """The methods with the highest value as printed; nobody where there is no rival or all are equal."""
-        found = {m: percent(v) for m in self.methods if (v := self.value(task, m)) is not None}
-        highest = max(found.values(), key=float)
+        real = [m for m in self.methods if m not in self.bounds]
+        found = {m: percent(v) for m in real if (v := self.value(task, m)) is not None}
+        highest = max(found.values(), key=float, default="")
         return {m for m, v in found.items() if v == highest} if len(set(found.values())) > 1 else set()
 
     @property
@@ -73,10 +77,11 @@ class Table:
 
     def mean_rank(self, method: str) -> float | None:
         """Mean place on the shared tasks, 1 being the best; equals share the mean of their places."""
-        if not self.shared:
+        real = [m for m in self.methods if m not in self.bounds]
+        if not self.shared or method not in real:
             return None
-        values = np.array([[self.value(task, m) for m in self.methods] for task in self.shared])
-        return float(rankdata(-values, axis=1).mean(axis=0)[self.methods.index(method)])
+        values = np.array([[self.value(task, m) for m in real] for task in self.shared])
+        return float(rankdata(-values, axis=1).mean(axis=0)[real.index(method)])
 
     @property
     def baseline(self) -> str | None:

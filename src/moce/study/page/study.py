@@ -27,7 +27,6 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
 def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]) -> dict[str, Any]:
     """Scores, differences to the baseline drawn task by task, differences in numbers, gain beside fit."""
     table, pairs = result["tables"][protocol], result["differences"][protocol]
-    bounds = {arm["name"] for arm in result["arms"] if arm["bound"]}
     drawn = [pair for pair in pairs if pair["against"] == result["baseline"]]
     ends = [own["pictures"] for pair in drawn for own in pair["per_task"].values() if own["pictures"]]
     reach = max((abs(end) for pair in ends for end in pair), default=0.0) or 0.01
@@ -43,7 +42,7 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
     return {
         "protocol": protocol,
         "arms": list(table["mean"]),
-        "rows": [score_row(task, table, bounds) | {"forest": forest(task)} for task in table["values"]],
+        "rows": [score_row(task, table) | {"forest": forest(task)} for task in table["values"]],
         "mean": {arm: percent(value) for arm, value in table["mean"].items() if value is not None},
         "mean_forest": forest(None),
         "ranks": {arm: f"{value:.2f}" for arm, value in table["mean_rank"].items() if value is not None},
@@ -55,21 +54,20 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
     }
 
 
-def score_row(task: str, table: dict[str, Any], bounds: set[str]) -> dict[str, Any]:
+def score_row(task: str, table: dict[str, Any]) -> dict[str, Any]:
     """A task's scores, and which arms that are methods have the best of them as printed."""
     shown = {arm: percent(own["mean"]) for arm, own in table["values"][task].items()}
-    methods = {arm: float(text) for arm, text in shown.items() if arm not in bounds}
-    highest = max(methods.values(), default=None)
-    best = (
-        {arm for arm, value in methods.items() if value == highest}
-        if len(set(methods.values())) > 1
-        else set()
-    )
     seeds = {
         arm: ", ".join(f"seed {seed}: {percent(value)}" for seed, value in own["seeds"].items())
         for arm, own in table["values"][task].items()
     }
-    return {"task": task, "metric": table["metrics"][task], "shown": shown, "best": best, "seeds": seeds}
+    return {
+        "task": task,
+        "metric": table["metrics"][task],
+        "shown": shown,
+        "best": table["best"][task],
+        "seeds": seeds,
+    }
 
 
 def gain_part(result: dict[str, Any], protocol: str) -> dict[str, Any] | None:
