@@ -148,6 +148,15 @@ def test_the_same_command_measures_nothing_again(study: Path) -> None:
     assert len(runs) >= 5 and runs == {p: p.stat().st_mtime_ns for p in runs}
 
 
+def test_other_halves_need_another_folder(study: Path) -> None:
+    (study / "halves.txt").write_text("creatures/cat A\nletters/A B\n")
+    (study / "other.toml").write_text(f'halves = "{study / "halves.txt"}"\n' + SMALL)
+    before = (study / "study/halves/A.txt").read_text()
+    with pytest.raises(UserError, match="names other classes than half A .* choose another --out"):
+        moce.study("negative-transfer", out=study / "study", config=study / "other.toml", quiet=True)
+    assert (study / "study/halves/A.txt").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

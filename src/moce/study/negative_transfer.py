@@ -145,9 +145,7 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     pictures, equal = halved(settings), equal_of(settings)
     plan = plan_of(config, settings, pictures)
     prepare(plan.out, config)
-    for half in HALVES:
-        with write_whole(file_of(plan.out, half)) as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in pictures.classes[half]), encoding="utf-8")
+    write_halves(plan.out, pictures)
 
     def more(plan: Plan, progress: Progress, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
         found = transfer(plan, Measured(plan, progress.results), equal)
@@ -158,6 +156,19 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
         write_svg(plan.out / f"improvement-{part['protocol']}-equal-{part['equal']}.svg", halves_chart(part))
         say(f"{part['protocol']}, equal {part['equal']}: {verdict(part)}", config.quiet)
     return result
+
+
+def write_halves(out: Path, pictures: Halved) -> None:
+    """Write down the classes of both halves; UserError where others stand there, which runs may have been made of."""
+    for half in HALVES:
+        file, text = file_of(out, half), "".join(f"{name}\n" for name in pictures.classes[half])
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{file} names other classes than half {half} has by '{pictures.by}'; choose another --out for other "
+                "halves."
+            )
+        with write_whole(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def transfer(plan: Plan, measured: Measured, equal: list[str]) -> list[dict[str, Any]]:

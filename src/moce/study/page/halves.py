@@ -4,9 +4,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from moce.images.halves import HALVES
 from moce.study.bars import Bar, bar_chart
-
-HALVES = ("A", "B")
 
 
 def halves_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -46,5 +45,5 @@ def verdict(found: dict[str, Any]) -> str:
     apart = found["separable"]
     return (
         f"On {found['improved']} of {number} tasks the better half's model is better than that of all pictures "
-        f"(beyond doubt by the test pictures: better on {apart['better']}, worse on {apart['worse']})."
+        f"(told from none by the test pictures: better on {apart['better']}, worse on {apart['worse']})."
     )
