@@ -3,9 +3,9 @@
 This package and the verb `study` share a name, so `moce.study` is both: `moce.study("compare", out=...)` is the verb.
 """
 
-import inspect
 import sys
 from collections.abc import Callable
+from inspect import Signature, signature  # the name inspect is that of a module of this package
 from types import ModuleType
 from typing import Any
 
@@ -21,8 +21,8 @@ class _PackageAndVerb(ModuleType):
         return study
 
     @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.verb)
+    def __signature__(self) -> Signature:
+        return signature(self.verb)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self.verb(*arguments, **options)
