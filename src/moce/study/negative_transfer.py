@@ -42,10 +42,10 @@ OWN_KEYS = {
     "equal": TEXTS,
 }
 DEFAULTS: dict[str, Any] = {
-    "images": "toyworld://all?split=train&size=32&num=3600",
+    "images": "toyworld://all?split=train&size=32&num=1200",
     "preset": "demo",
-    "tasks": ["all"],
-    "data_root": "toyworld://?size=32&num=240",
+    "tasks": ["creatures", "plants", "landscapes", "letters", "vehicles", "textures"],
+    "data_root": "toyworld://?size=32&num=120",
     "protocols": ["knn", "linear"],
 }
 

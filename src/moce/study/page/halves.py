@@ -36,7 +36,7 @@ def halves_chart(found: dict[str, Any]) -> Markup:
 
 def bar_of(own: dict[str, Any]) -> Bar:
     """A difference and its interval, where there is one."""
-    return own["value"], tuple(own["pictures"]) if own["pictures"] else None  # type: ignore[return-value]
+    return own["value"], tuple(own["pictures"]) if own["pictures"] else None
 
 
 def verdict(found: dict[str, Any]) -> str:
