@@ -106,6 +106,7 @@ class Training(Distributed):
         default="tiny-imagenet", help="recipe that the options not given come from (see `moce --help`)"
     )
     epochs: int = method(28, "passes over the pictures", at_least=1)
+    steps: int = method(0, "updates, whatever --epochs says; 0: as many as its passes take", at_least=0)
     batch_size: int = method(128, "pictures per step, over all processes", at_least=1)
     base_lr: float = method(1.5e-4, "peak learning rate = base_lr * batch size / 256 (C)", at_least=0)
     weight_decay: float = method(
@@ -145,7 +146,7 @@ class PretrainConfig(Training):
 
     images: str = given(
         "pictures: a folder, a parquet file or glob, wds:GLOB of tar files, hf://NAME?split=train, "
-        "torchvision://NAME?root=DIR&train=true, toyworld://KIND?split=train"
+        "torchvision://NAME?root=DIR&train=true, toyworld://KIND?split=train, classes:FILE:IMAGES"
     )
     out: str = output(dataclasses.MISSING, "folder of the run")
     init: str | None = given(

@@ -9,11 +9,10 @@ from moce.images.sources import open_images
 from moce.stages.feed import Feed, open_feed
 
 
-def feed(device: str) -> Feed:
+def feed(device: str, **options: int) -> Feed:
     images = "toyworld://digits?split=train&num=40&size=32"
-    config = resolve(
-        PretrainConfig, {"images": images, "out": "x", "preset": "debug", "device": device, "quiet": True}
-    )
+    given = {"images": images, "out": "x", "preset": "debug", "device": device, "quiet": True}
+    config = resolve(PretrainConfig, {**given, **options})
     source = open_images(images)
     return open_feed(source, survey(source, quiet=True), (32, 32), config)
 
@@ -21,6 +20,11 @@ def feed(device: str) -> Feed:
 def test_a_feed_gives_the_pictures_of_a_step() -> None:
     batch = next(feed("cpu").batches(0, 0, 1))
     assert batch.images.shape == (32, 3, 32, 32) and batch.images.device.type == "cpu"
+
+
+def test_steps_say_how_long_whatever_the_epochs() -> None:
+    assert feed("cpu", epochs=2).plan.num_steps == 3  # 80 pictures in batches of 32
+    assert feed("cpu", epochs=2, steps=7).plan.num_steps == 7
 
 
 @pytest.mark.gpu

@@ -80,7 +80,8 @@ def open_images(uri: str, channels: int = 3) -> Source:
     if ":" in uri and scheme in SCHEMES:
         return SCHEMES[scheme](uri, channels)
     if "://" in uri:
-        schemes = ", ".join("wds:GLOB" if name == "wds" else f"{name}://NAME" for name in SCHEMES)
+        own = {"wds": "wds:GLOB", "classes": "classes:FILE:IMAGES"}
+        schemes = ", ".join(own.get(name, f"{name}://NAME") for name in SCHEMES)
         raise UserError(f"'{uri}' is not supported; give a folder, a parquet file or glob, or {schemes}.")
     path = Path(uri).expanduser()
     if path.is_dir():
@@ -130,9 +131,16 @@ def _torchvision(uri: str, channels: int) -> Source:
     return TorchvisionImages(uri, channels)
 
 
+def _classes(uri: str, channels: int) -> Source:
+    from moce.images.subset import open_classes
+
+    return open_classes(uri, channels)
+
+
 # What stands before the colon, and what opens it; each imports its own when it is asked for.
 SCHEMES: dict[str, Callable[[str, int], Source]] = {
     "wds": _tars,
+    "classes": _classes,
     "hf": _hub,
     "torchvision": _torchvision,
     "toyworld": _toyworld,

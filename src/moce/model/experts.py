@@ -423,7 +423,8 @@ class ExpertAutoencoder(MaskedAutoencoder):
     def from_dense(cls, dense: MaskedAutoencoder, expert_shape: ExpertShape) -> "ExpertAutoencoder":
         """Every expert a copy of the dense MLP; everything else as it is; a fresh gate."""
         model = cls(dense.shape, expert_shape)
-        taken = {n: t for n, t in dense.state_dict().items() if n in model.state_dict()}
+        places = model.state_dict()
+        taken = {n: t for n, t in dense.state_dict().items() if n in places}
         model.load_state_dict(taken, strict=False)
         for layer in expert_shape.layers:
             model.encoder.blocks[layer].mlp.copy_dense(dense.encoder.blocks[layer].mlp)

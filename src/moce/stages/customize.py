@@ -257,7 +257,8 @@ def slice_encoder(model: ExpertAutoencoder, selection: Selection) -> VisionTrans
             "equals it; train with --top-k 1 to customise."
         )
     vit = build_encoder(model.shape)
-    state = {n: t for n, t in model.encoder.state_dict().items() if n in vit.state_dict()}
+    places = vit.state_dict()
+    state = {n: t for n, t in model.encoder.state_dict().items() if n in places}
     for i, layer in enumerate(model.expert_shape.layers):
         experts, weights_E = model.encoder.blocks[layer].mlp, selection.weights_LE[i]
         scales_E = output_scales(model, i, selection)

@@ -93,7 +93,8 @@ def open_feed(
     if config.batch_size > len(order):
         text = f"--batch-size {config.batch_size} is more than the {len(order)} pictures: a step sees some of them "
         say(f"{text}several times", config.quiet)
-    plan = Plan(whole.steps_for(config.epochs), len(order), config.batch_size, config.warmup)
+    num_steps = config.steps or whole.steps_for(config.epochs)
+    plan = Plan(num_steps, len(order), config.batch_size, config.warmup)
     return Feed(source, checked, order, plan, image_size, config, set(checked.unreadable))
 
 

@@ -33,6 +33,7 @@ from moce.images.sources import Source
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import write_tensors
 from moce.stages.agreement import contingency, entropy
+from moce.stages.routing import Patches, routing_of
 from moce.stages.thumbs import LARGEST_SIDE
 
 PATCHES_FILE = "patches.safetensors"
@@ -40,8 +41,6 @@ NUM_PICTURES = 256  # evenly chosen; 16,000 patches of 8 x 8, and seconds of wor
 NUM_COLOURS = 16
 NUM_SHOWN = 8  # pictures that the file keeps
 NUM_SHUFFLES = 10
-
-Patches = Int64[np.ndarray, "images patches"]
 
 
 @torch.no_grad()
@@ -136,8 +135,8 @@ def write_patches(
 ) -> dict[str, Any]:
     """Look at evenly chosen pictures of `source` and write what docs/formats.md says; returns the file's header.
 
-    `labels` are the clusters by index, `about` has the pixels' mean and std. Labels of the source are used only for the
-    explanation called class.
+    `labels` are the clusters by index, `about` has the pixels' mean and std. Labels of the source are used only to
+    say how the experts agree with them.
     """
     device = model.mask_token.device
     wanted = torch.linspace(0, len(source) - 1, min(num_pictures, len(source))).round().long().unique()
@@ -161,6 +160,10 @@ def write_patches(
         "num_classes": None if classes is None else len(np.unique(classes)),
         "explained": {
             str(layer): explanations(chosen.numpy(), colours, labels[index].numpy(), classes, seed)
+            for layer, chosen in zip(model.expert_shape.layers, experts_LIP, strict=True)
+        },
+        "routing": {
+            str(layer): routing_of(chosen.numpy(), model.expert_shape.num_experts, classes, seed)
             for layer, chosen in zip(model.expert_shape.layers, experts_LIP, strict=True)
         },
     }

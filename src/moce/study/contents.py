@@ -63,6 +63,9 @@ class PatchSet:
     experts: Int64[Tensor, "layers pictures rows columns"]
     colours: Float[Tensor, "bins channels"]
     counts: Int64[Tensor, "layers experts bins"]
+    routing: dict[str, dict[str, Any]] | None = (
+        None  # layer: as stages/routing.py says; older files have none
+    )
 
 
 @dataclass
@@ -181,7 +184,7 @@ def _run(item: Found, contents: Contents) -> RunContent:
     if (item.path / PATCHES_FILE).is_file():
         header, tensors = read_header(item.path / PATCHES_FILE), read_tensors(item.path / PATCHES_FILE)
         facts = {name: header[name] for name in ("gate", "num_pictures", "num_experts", "explained")}
-        run.patches = PatchSet(**{**facts, **tensors})
+        run.patches = PatchSet(**{**facts, **tensors}, routing=header.get("routing"))
     return run
 
 

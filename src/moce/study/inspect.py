@@ -17,6 +17,7 @@ from moce.errors import UserError, did_you_mean
 from moce.images.prepared import Prepared, is_prepared, read_prepared
 from moce.model.weights import read_header, read_tensors, require_readable
 from moce.stages.customize import kept_experts
+from moce.study.efficiency_tables import cost_tables
 from moce.study.table import is_evaluation, percent
 
 CHOICE = "choice.json"
@@ -379,6 +380,10 @@ def _study(found: Found) -> Described:
     cells = result["cells"]
     state = "finished" if result["finished"] else f"{cells['left']} of {sum(cells.values())} cells are left"
     lines = [f"study ({result['kind']}), {state}"]
+    if result["kind"] == "efficiency":
+        for table in cost_tables(result["rows"]):
+            lines.append(f"{table.title.lower()}: {table.about}")
+        return lines, {"result": result}
     lines.append(f"arms: {', '.join(arm['name'] for arm in result['arms'])}")
     lines.append(f"tasks: {', '.join(result['tasks'])}; seeds {', '.join(map(str, result['seeds']))}")
     for protocol, table in result["tables"].items():

@@ -15,18 +15,19 @@ from moce.study.summary import Measured, summary
 from moce.study.table import as_text
 from moce.study.tried import add_to, lines
 
-More = Callable[[Plan, Progress], tuple[dict[str, Any], str]]
+More = Callable[[Plan, Progress, dict[str, Any]], tuple[dict[str, Any], str]]
 
 
 def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[str, Any]:
     """Carry a plan out, write what it gives, and return the content of result.json.
 
-    `more` gives what a study has beyond the tables: further keys of result.json, and a text at the end of table.md.
+    `more` gives what a study has beyond the tables, which it is shown: further keys of result.json, and a text at the
+    end of table.md.
     """
-    prepare(plan, config)
+    prepare(plan.out, config)
     progress = carry_out(plan, config)
     result = summary(plan, progress)
-    further, text = more(plan, progress) if more else ({}, "")
+    further, text = more(plan, progress, result) if more else ({}, "")
     result |= further
     write(plan, config, progress, result, text)
     if not config.quiet:
@@ -34,21 +35,21 @@ def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[st
     return result
 
 
-def prepare(plan: Plan, config: StudyConfig) -> None:
+def prepare(out: Path, config: StudyConfig) -> None:
     """The study's folder; UserError where it cannot be written or is something else."""
-    if plan.out.exists() and not plan.out.is_dir():
-        raise UserError(f"--out {plan.out} is a file; name a folder.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder.")
     known = {"runs", "cells"}
-    if plan.out.is_dir() and (there := {p.name for p in plan.out.iterdir()}) and not there & known:
-        raise UserError(f"--out {plan.out} is not empty and holds no study; name an empty or new folder.")
-    require_writable(plan.out / "result.json")
+    if out.is_dir() and (there := {p.name for p in out.iterdir()}) and not there & known:
+        raise UserError(f"--out {out} is not empty and holds no study; name an empty or new folder.")
+    require_writable(out / "result.json")
     if config.tried is not None:
         require_writable(config.tried)
     try:
-        (plan.out / "cells").mkdir(parents=True, exist_ok=True)
+        (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"Cannot write to --out {plan.out}: {error.strerror}; choose another place."
+            f"Cannot write to --out {out}: {error.strerror}; choose another place."
         ) from None
 
 

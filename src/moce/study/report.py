@@ -18,8 +18,11 @@ from moce.study.charts import colour
 from moce.study.contents import Contents, gather
 from moce.study.figures import PIXEL_BUDGET, scale_for
 from moce.study.page.colours import colour_section
+from moce.study.page.costs import cost_sections
 from moce.study.page.curves import gates, learning
+from moce.study.page.factors import factor_sections
 from moce.study.page.gallery import PER_EXPERT, cluster_section, expert_section, reconstruction_rows
+from moce.study.page.halves import halves_sections
 from moce.study.page.results import result_section
 from moce.study.page.runs import run_row
 from moce.study.page.study import study_section
@@ -105,7 +108,7 @@ def page_titles(contents: Contents) -> list[str]:
     if contents.built_in:
         return ["The built-in toy world"]
     images = [run.info.config["images"] for run in contents.runs]
-    images += [study["corpus"] for study in contents.studies]
+    images += [study["corpus"] for study in contents.studies if study["corpus"]]
     names = [short_name(uri) for uri in images] or [task.name for task in contents.tasks] or ["Evaluations"]
     names = [n if len(n) <= TITLE_LENGTH else n[: TITLE_LENGTH - 1] + "…" for n in dict.fromkeys(names)]
     return names if len(names) <= MOST_TITLES else [*names[:MOST_TITLES], f"{len(names) - MOST_TITLES} more"]
@@ -121,7 +124,10 @@ def page_sections(contents: Contents, seed: int, budget: float = PIXEL_BUDGET) -
     """What each section shows, by its name; empty ones left out. All small pictures have `budget` pixels at most."""
     scale = common_scale(contents, budget)
     made = {
-        "study": [study_section(study) for study in contents.studies],
+        "study": [study_section(study) for study in contents.studies if study["kind"] == "compare"],
+        "halves": halves_sections(contents.studies),
+        "factors": factor_sections(contents.studies),
+        "costs": cost_sections(contents.studies),
         "results": [result_section(table) for table in tables(contents.results)],
         "tasks": [task_section(task) for task in contents.tasks],
         "runs": [run_row(run) for run in contents.runs],

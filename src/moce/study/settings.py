@@ -21,6 +21,7 @@ TEXT, TEXTS, NUMBERS, TABLE, TABLES = (
     "a table",
     "[[...]]",
 )
+LEVELS = "a list of names or a table of levels"
 KEYS = {
     "images": TEXT, "data_root": TEXT, "tasks": TEXTS, "protocols": TEXTS, "preset": TEXT, "seeds": NUMBERS,
     "mae": TEXT, "clusters": TEXT, "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
@@ -33,6 +34,7 @@ IS: dict[str, Callable[[Any], bool]] = {
     NUMBERS: lambda value: _list_of(value, int),
     TABLE: lambda value: isinstance(value, dict),
     TABLES: lambda value: _list_of(value, dict),
+    LEVELS: lambda value: isinstance(value, (str, list, dict)),
 }
 CLASSES: dict[str, type] = {
     "pretrain": PretrainConfig,

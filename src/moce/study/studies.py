@@ -3,11 +3,15 @@
 from importlib import import_module
 from typing import Any
 
-from moce import __version__
 from moce.config import StudyConfig, verb
 from moce.errors import UserError
 
-STUDIES = {"compare": "moce.study.compare"}
+STUDIES = {
+    "compare": "moce.study.compare",
+    "negative-transfer": "moce.study.negative_transfer",
+    "ablate": "moce.study.ablate",
+    "efficiency": "moce.study.efficiency",
+}
 
 
 @verb(StudyConfig)
@@ -16,8 +20,6 @@ def study(config: StudyConfig) -> dict[str, Any]:
 
     Returns the content of OUT/result.json. Raises UserError for a configuration that cannot be.
     """
-    if config.kind not in STUDIES:
-        raise UserError(f"`moce study {config.kind}` is not there yet in version {__version__}.")
     if config.overwrite:
         raise UserError(
             "A study is continued, never overwritten: delete what is to be made again, in its cells/ or runs/, or "

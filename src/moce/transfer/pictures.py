@@ -168,6 +168,11 @@ class Features(NamedTuple):
 _kept: OrderedDict[tuple, Features] = OrderedDict()
 
 
+def forget_features() -> None:
+    """Drop the features that this process keeps."""
+    _kept.clear()
+
+
 def labelled(pictures: Pictures, rows: torch.Tensor | None = None) -> Labelled:
     """Features and labels of the readable ones among `rows`, or of all pictures."""
     vectors, readable = pictures.features()

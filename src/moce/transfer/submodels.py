@@ -53,7 +53,7 @@ from moce.transfer.encoder import (
     sizes,
 )
 from moce.transfer.metrics import scorer
-from moce.transfer.pictures import Pictures, labelled
+from moce.transfer.pictures import Pictures, forget_features, labelled
 from moce.transfer.probe import knn
 
 BY_LABELS = ("knn", "oracle")
@@ -154,6 +154,12 @@ def votes_of(assigner: Assigner, task_train: Source, num_workers: int, quiet: bo
 
 
 _votes: dict[tuple, Votes] = {}
+
+
+def forget_tasks() -> None:
+    """Drop the votes and features of earlier tasks that this process keeps, so that a search is the first again."""
+    _votes.clear()
+    forget_features()
 
 
 def knn_choice(

@@ -33,6 +33,7 @@ class Passes:
     """A model with experts, made by the verbs from a few built-in pictures, and the files that it looks at."""
 
     setting: Setting
+    gate_start: str = "random"  # takes no time; what gates choose is another matter
 
     @property
     def batch_size(self) -> int:
@@ -60,7 +61,7 @@ class Passes:
             **shared,
         )
         runs = (folder / "mae", folder / "clusters")
-        options = {"gate": "cluster", "gate_start": "random", "epochs": 1, **recipe}
+        options = {"gate": "cluster", "gate_start": self.gate_start, "epochs": 1, **recipe}
         train_experts(*runs, images=pictures, out=folder / "moce", **options)
         return folder
 

@@ -81,11 +81,10 @@ class Setting:
         return resolve(PretrainConfig, {"images": "-", "out": "-", **self.recipe})
 
     def experts(self, gate: str) -> ExpertsConfig:
-        """The config of experts, or of a control."""
-        return resolve(
-            ExpertsConfig,
-            {"mae": "-", "clusters": "-", "images": "-", "out": "-", "gate": gate, **self.recipe},
-        )
+        """The config of experts, or of a control; with --quick gates are not fitted, which takes seconds."""
+        start = {"gate_start": "random"} if self.options.quick else {}
+        places = {"mae": "-", "clusters": "-", "images": "-", "out": "-"}
+        return resolve(ExpertsConfig, {**places, "gate": gate, **start, **self.recipe})
 
     @property
     def num_clusters(self) -> int:

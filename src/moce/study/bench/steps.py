@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moce.config import Training
+from moce.config import ExpertsConfig, Training
 from moce.images.loader import Batch
 from moce.images.normalise import IMAGENET
 from moce.model.assigner import NUM_QUANTILES, Assigner
@@ -57,15 +57,28 @@ class Steps:
 
     def dense(self) -> Call:
         """The step of `moce pretrain`."""
-        config = self.setting.dense
-        return self._job(DenseObjective(new_model(config), config), config, self.pictures)
+        return self._job(self.dense_objective(), self.setting.dense, self.pictures)
 
-    def method(self, gate: str) -> Call:
-        """The step of `moce train-experts`."""
+    def method(self, gate: str, progress: float = 0.0) -> Call:
+        """The step of `moce train-experts` after this share of training."""
+        return self._job(self.objective(gate), self.setting.experts(gate), self.at(progress))
+
+    def dense_objective(self) -> DenseObjective:
+        """What `moce pretrain` minimises."""
+        return DenseObjective(new_model(self.setting.dense), self.setting.dense)
+
+    def objective(self, gate: str) -> ExpertsObjective:
+        """What `moce train-experts` minimises."""
         config = self.setting.experts(gate)
-        assigner = evenly_spread(self.teacher, self.setting.num_clusters)
-        model = new_experts(self.teacher, assigner, config)
-        return self._job(ExpertsObjective(model, self.teacher, config), config, self.labelled)
+        return ExpertsObjective(self.experts(config), self.teacher, config)
+
+    def at(self, progress: float) -> LabelledBatch:
+        """The batch with clusters, after this share of training."""
+        return self.labelled._replace(progress=progress)
+
+    def experts(self, config: ExpertsConfig) -> MaskedAutoencoder:
+        """The model that `moce train-experts` starts from, with clusters of one size."""
+        return new_experts(self.teacher, evenly_spread(self.teacher, self.setting.num_clusters), config)
 
     def _job(self, objective: Any, config: Training, batch: Any) -> Call:
         objective.to(self.setting.device)

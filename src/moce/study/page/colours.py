@@ -29,9 +29,30 @@ def colour_section(contents: Contents) -> dict[str, Any]:
         "shown": shown,
         "num_pictures": max(run.patches.num_pictures for run in runs if run.patches is not None),
         "findings": [finding(run) for run in runs],
+        "routing": [row for run in runs for row in routing_rows(run)],
         "groups": picture_groups(runs),
         "palettes": [p for run in runs if run.patches is not None for p in palettes(run, run.patches)],
     }
+
+
+def routing_rows(run: RunContent) -> list[dict[str, Any]]:
+    """Per layer how the experts agree with the classes, and how many pictures each has."""
+    assert run.patches is not None
+    return [
+        {
+            "run": run,
+            "layer": layer,
+            "first": not number,
+            "classes": found["classes"],
+            "main": found["main"],
+            "bar": share_bar(
+                found["pictures"],
+                [css(tint(e)) for e in range(len(found["pictures"]))],
+                said=f"pictures per expert of block {layer}",
+            ),
+        }
+        for number, (layer, found) in enumerate((run.patches.routing or {}).items())
+    ]
 
 
 def finding(run: RunContent) -> dict[str, Any]:

@@ -1,0 +1,264 @@
+"""The study `efficiency`: what each method costs to train, to use, and to find a task's sub-model with.
+
+Three parts for each model, those of a part measured in turn (bench/timing.py):
+
+    training     one optimiser step of MAE, MAE*, TokenMoE, MoCE and both phases of SDR, on a batch that is there
+    inference    features of the same batch: whole models, and the plain ViTs that tasks get of MoCE and SDR
+    search       from a run folder to the sub-model of a task: vote, per layer, neighbours, every sub-model
+
+A part is a file in OUT/cells and is not measured again. Sizes and turns are those of `moce bench`.
+"""
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from moce.config import BenchConfig, StudyConfig, given, resolve, speed
+from moce.engine.devices import pick_device
+from moce.engine.files import read_json, write_json, write_whole
+from moce.engine.progress import say, track
+from moce.engine.runs import RESULT, source_commit
+from moce.errors import UserError, did_you_mean
+from moce.images.reading import forget
+from moce.model.weights import read_header
+from moce.study.bench.costs import costs_of
+from moce.study.bench.inference import Inference, inference_variants
+from moce.study.bench.rows import machine, rows_of
+from moce.study.bench.search import Search
+from moce.study.bench.settings import Setting, settings_of
+from moce.study.bench.steps import Steps
+from moce.study.bench.timing import Variant, take_turns
+from moce.study.budget import Budget, Spent
+from moce.study.efficiency_tables import cost_tables, markdown
+from moce.study.outcome import prepare
+from moce.study.settings import read_toml
+
+PARTS = ("training", "inference", "search")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method in one phase of training: its row, its gate, how much of training is done."""
+
+    row: str
+    name: str
+    gate: str | None
+    progress: float = 0.0
+
+
+TRAINING = (
+    Method("step-dense", "MAE", None),
+    Method("step-mae-star", "MAE*", "none"),
+    Method("step-token", "TokenMoE", "token"),
+    Method("step-experts", "MoCE", "cluster"),
+    Method("step-sdr-whole", "SDR, whole net (the first third)", "sdr"),
+    Method("step-sdr", "SDR, sub-nets", "sdr", 0.5),
+)
+INFERENCE = {
+    "infer-dense": "MAE, MAE*",
+    "infer-token": "TokenMoE",
+    "infer-experts": "MoCE, whole",
+    "infer-sdr": "SDR, whole",
+    "infer-sub-model": "MoCE, the sub-model of a task",
+    "infer-sub-net": "SDR, the sub-net of a task",
+}
+SEARCH = {
+    "search-vote": "vote",
+    "search-per-layer": "per layer",
+    "search-knn": "nearest neighbours",
+    "search-oracle": "every sub-model (oracle, linear probe)",
+}
+NOTES = (
+    "FLOPs are counted by torch in one forward pass of a batch: of training with the frozen teacher of distillation "
+    "and three quarters of the patches hidden, of inference with all of them seen.",
+    "MoCE and SDR as a whole are given the clusters of the pictures; to find them takes one pass of the dense encoder "
+    "more. Sub-models need none.",
+    "Memory of training is what was added to the process (to the GPU, on one) while a method was built and took its "
+    "first step; of inference the weights and what a first pass added; of the search what that added.",
+)
+QUICK = "Measured with quick: sizes too small and turns too few to mean anything."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyOptions(BenchConfig):
+    """What to measure: sizes and turns as for `moce bench`, and where to search."""
+
+    parts: tuple[Literal["training", "inference", "search"], ...] = speed(PARTS, "what to measure")
+    moce: str | None = given(
+        "a run of train-experts to search in; by default one made in seconds", default=None
+    )
+    task: str | None = given("the task, as for `moce evaluate`; by default a built-in one", default=None)
+    data_root: str | None = given("folder that a task named is in", default=None)
+
+
+KEYS = (
+    "models", "repeats", "batch_size", "precision", "num_workers", "quick", "parts", "moce", "task", "data_root",
+)  # fmt: skip
+
+
+def carry_out(config: StudyConfig) -> dict[str, Any]:
+    """Measure what is not measured yet; leaves OUT/cells, OUT/result.json and OUT/table.md.
+
+    Returns {verb, kind, out, finished, machine, rows, notes, left_out, seconds, commit}.
+    """
+    options = options_of(config)
+    out = Path(config.out)
+    prepare(out, config)
+    if config.seeds is not None:
+        say("--seeds is not used: what is timed are steps, whose time no seed changes", config.quiet)
+    budget = Budget(config.budget_minutes)
+    found = measured(options, out, budget, config.quiet)
+    result = {
+        "verb": "study",
+        "schema": 1,
+        "kind": config.kind,
+        "out": str(out),
+        "corpus": "",
+        "finished": not found["left_out"],
+        "cells": {"there": found.pop("num_parts"), "left": len(found["left_out"])},
+        **found,
+        "seconds": round(budget.seconds, 1),
+        "commit": source_commit(),
+    }
+    write_json(out / RESULT, result)
+    text = markdown(cost_tables(found["rows"]))
+    with write_whole(out / "table.md") as temporary:
+        temporary.write_text("\n".join([text, *(f"{note}\n" for note in found["notes"])]), encoding="utf-8")
+    say(f"{text}\n{out / 'table.md'}", config.quiet)
+    if found["left_out"]:
+        left = ", ".join(found["left_out"])
+        say(
+            f"not measured within {config.budget_minutes:g} minutes: {left}; the same command continues",
+            config.quiet,
+        )
+    return result
+
+
+def options_of(config: StudyConfig) -> EfficiencyOptions:
+    """The file of the study, or the defaults. UserError for a key or a value that cannot be."""
+    content: dict[str, Any] = {}
+    if config.config is not None:
+        content = read_toml(Path(config.config))
+        for name in content:
+            if name not in KEYS:
+                raise UserError(f"{config.config}: there is no key '{name}'.{did_you_mean(name, KEYS)}")
+    try:
+        return resolve(EfficiencyOptions, {"device": config.device, "seed": config.seed, **content})
+    except UserError as error:
+        raise UserError(f"{config.config}: {error}") from None
+
+
+def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
+    """{num_parts, machine, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
+
+    What is not begun when the budget is used up is in `left_out`.
+    """
+    device = pick_device(options.device)
+    left_out: list[str] = []
+    parts: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="moce-efficiency-") as folder:
+        settings = settings_of(options, device, Path(folder))
+        for setting in settings:
+            for part in options.parts:
+                file = out / "cells" / f"{setting.model.replace('/', '-')}-{part}.json"
+                about = identity(options, part, device)
+                if part == "search" and options.moce is not None and setting is not settings[0]:
+                    continue  # it is in that run, whatever the setting
+                if file.is_file() and (there := read_json(file))["options"] == about:
+                    parts.append(there)
+                    continue
+                try:
+                    budget.require()
+                except Spent:
+                    left_out.append(f"{setting.model}: {part}")
+                    continue
+                say(f"{setting.model}: {part}", quiet)
+                found = MEASURE[part](setting, options, quiet)
+                parts.append({"options": about, "machine": machine(device), "rows": found})
+                write_json(file, parts[-1])
+                forget()
+                gc.collect()
+    return {
+        "num_parts": len(parts),
+        "machine": parts[-1]["machine"] if parts else machine(device),
+        "rows": [row for part in parts for row in part["rows"]],
+        "notes": [*NOTES, QUICK] if options.quick else list(NOTES),
+        "left_out": left_out,
+    }
+
+
+def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:
+    """What makes a part another measurement: its options, and the machine."""
+    names = ["repeats", "batch_size", "precision", "seed", "quick"]
+    names += ["moce", "task", "data_root"] if part == "search" else []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    here = {"device": str(device), "gpu": gpu, "cores": os.cpu_count(), "torch": torch.__version__}
+    return {**{name: getattr(options, name) for name in names}, **here}
+
+
+def timed_rows(variants: list[Variant], setting: Setting, quiet: bool, what: str) -> list[dict[str, Any]]:
+    """Rows as of `moce bench`, of variants that take turns."""
+    repeats = 1 if setting.options.quick else setting.options.repeats
+    variants[0].build().seconds()  # libraries that the first job loads are not its memory
+    with track(len(variants) * (repeats + 1), what, "runs", quiet) as bar:
+        found = take_turns(variants, repeats, setting.device, lambda name: bar.advance(1, name))
+    return rows_of(found, setting.device)
+
+
+def training(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
+    """An optimiser step of every method."""
+    steps, batch = Steps(setting), setting.amounts.batch_size
+    jobs = {m.row: partial(steps.method, m.gate, m.progress) if m.gate else steps.dense for m in TRAINING}
+    variants = [Variant(m.row, setting.about(), batch, jobs[m.row], "step-dense") for m in TRAINING]
+    rows = timed_rows(variants, setting, quiet, "training")
+    for row, own in zip(rows, TRAINING, strict=True):
+        objective: Any = steps.objective(own.gate) if own.gate else steps.dense_objective()
+        pictures = steps.at(own.progress) if own.gate else steps.pictures
+        objective.to(setting.device)
+        costs = costs_of(
+            objective.trained, partial(objective, pictures), batch, all_at_once=own.row == "step-sdr-whole"
+        )
+        row |= {"part": "training", "method": own.name, **costs.to_json()}
+    return rows
+
+
+def inference(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
+    """Features of a batch by every network."""
+    there = Inference(Steps(setting))
+    rows = timed_rows(inference_variants(there), setting, quiet, "inference")
+    for row in rows:
+        network = there.networks[row["name"]]
+        forward = partial(network.features, there.steps.pictures.images)
+        costs = costs_of(network.module, forward, setting.amounts.batch_size)
+        row["peak_bytes"] += network.num_bytes
+        row |= {"part": "inference", "method": INFERENCE[row["name"]], **costs.to_json()}
+    return rows
+
+
+def search(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
+    """The search for a task's sub-model."""
+    seeking = Search(setting, options.moce, options.task, options.data_root)
+    rows = timed_rows(seeking.variants(), setting, quiet, "search")
+    header = read_header(seeking.run / "model.safetensors")
+    about = {name: header["experts"][name] for name in ("num_clusters", "num_experts", "layers")}
+    if options.moce is not None:
+        about |= {"model": header["shape"]["architecture"], "image_size": header["shape"]["image_size"]}
+    for row in rows:
+        tried = seeking.tried[row["name"].removeprefix("search-")]
+        row |= {"part": "search", "method": SEARCH[row["name"]], "tried": tried}
+        row["setting"] = {**row["setting"], **about, "task": seeking.pictures.name}
+    return rows
+
+
+MEASURE: dict[str, Callable[[Setting, EfficiencyOptions, bool], list[dict[str, Any]]]] = {
+    "training": training,
+    "inference": inference,
+    "search": search,
+}

@@ -1,0 +1,253 @@
+"""The study `negative-transfer`: is a model of everything worth less to a task than one of half of the pictures?
+
+For each seed five masked autoencoders, which differ in their pictures and in how long they are trained alone:
+
+    all                                  every picture
+    A, equal updates; B, equal updates   the pictures of one half (images/halves.py), as many updates
+    A, equal epochs; B, equal epochs     the same, as many passes over them, so fewer updates
+
+Of a half "negative transfer" is said where its model is better on a task than that of all pictures, which include the
+half. Both halves are looked at, and the better one of two is rather above than below; so which half stands for a task
+is chosen on its validation pictures, and the test pictures say what that is worth.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moce.config import PretrainConfig, StudyConfig, resolve
+from moce.engine.files import write_whole
+from moce.engine.progress import say
+from moce.errors import UserError, did_you_mean
+from moce.images.halves import HALVES, halves_of
+from moce.images.sampler import Order
+from moce.images.sources import Source, open_images
+from moce.images.subset import classes_uri, of_classes
+from moce.study.bars import write_svg
+from moce.study.outcome import finish, prepare
+from moce.study.page.halves import halves_chart, verdict
+from moce.study.pairs import Pair
+from moce.study.plan import Arm, Plan, Stage, slug
+from moce.study.runner import Progress
+from moce.study.settings import KEYS, TEXT, TEXTS, Settings, listed, read_settings, seeds_of, tasks_of
+from moce.study.summary import Measured
+from moce.study.transfer_tables import halves_tables
+
+ALL = "all"
+EQUAL = ("updates", "epochs")
+OWN_KEYS = {
+    **{name: KEYS[name] for name in ("images", "data_root", "tasks", "protocols", "preset", "seeds")},
+    **{name: KEYS[name] for name in ("pretrain", "evaluate")},
+    "halves": TEXT,
+    "equal": TEXTS,
+}
+DEFAULTS: dict[str, Any] = {
+    "images": "toyworld://all?split=train&size=32&num=1200",
+    "preset": "demo",
+    "tasks": ["creatures", "plants", "landscapes", "letters", "vehicles", "textures"],
+    "data_root": "toyworld://?size=32&num=120",
+    "protocols": ["knn", "linear"],
+}
+
+
+def arm_name(half: str, equal: str) -> str:
+    """'A, equal updates'."""
+    return f"{half}, equal {equal}"
+
+
+@dataclass(frozen=True)
+class Halved:
+    """The pictures of a study, and which classes are in which half."""
+
+    source: Source
+    by: str
+    classes: dict[str, list[str]]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Pictures of all, and of each half."""
+        parts = {half: len(of_classes("", self.source, self.classes[half])) for half in HALVES}
+        return {ALL: len(self.source), **parts}
+
+    def to_json(self) -> dict[str, Any]:
+        """For result.json."""
+        numbers = {half: len(names) for half, names in self.classes.items()}
+        return {"by": self.by, "num_images": self.sizes, "classes": numbers}
+
+
+def halved(settings: Settings) -> Halved:
+    """The pictures' halves; UserError where nobody knows them."""
+    source = open_images(settings.images)
+    by = settings.content.get("halves", "auto")
+    return Halved(source, by, halves_of(source, by))
+
+
+def file_of(out: Path, half: str) -> Path:
+    """Where the classes of a half are written down."""
+    return out / "halves" / f"{half}.txt"
+
+
+def plan_of(config: StudyConfig, settings: Settings, pictures: Halved) -> Plan:
+    """What to train and measure."""
+    out, seeds, sizes = Path(config.out), seeds_of(settings, config), pictures.sizes
+    steps = steps_of(settings, pictures.source)
+
+    def arm(name: str, images: str, options: dict[str, Any]) -> Arm:
+        own = {**settings.options("pretrain"), **options, "images": images}
+        path = str(out / "runs" / slug(name))
+        return Arm(
+            name, {s: Stage(f"{path}-seed{s}", "pretrain", {**own, "seed": s}) for s in seeds}, options
+        )
+
+    arms = [arm(ALL, settings.images, {})]
+    for way in equal_of(settings):
+        for half in HALVES:
+            share = 1.0 if way == "updates" else sizes[half] / sizes[ALL]
+            uri = classes_uri(file_of(out, half), settings.images)
+            arms.append(arm(arm_name(half, way), uri, {"steps": max(round(steps * share), 1)}))
+    return Plan(
+        kind=config.kind,
+        out=out,
+        arms=arms,
+        tasks=tasks_of(settings),
+        data_root=settings.content.get("data_root"),
+        protocols=settings.protocols,
+        seeds=seeds,
+        images=settings.images,
+        evaluate=settings.evaluate,
+        method="",
+        baseline=ALL,
+    )
+
+
+def equal_of(settings: Settings) -> list[str]:
+    """What is kept equal; UserError for anything else."""
+    found = listed(settings.content.get("equal", list(EQUAL)))
+    for name in found:
+        if name not in EQUAL:
+            raise UserError(
+                f"{settings.where}: 'equal' cannot be '{name}': choose one of {', '.join(EQUAL)}."
+                f"{did_you_mean(name, EQUAL)}"
+            )
+    return found
+
+
+def steps_of(settings: Settings, source: Source) -> int:
+    """Updates of the model of all pictures."""
+    given = {**settings.options("pretrain"), "images": settings.images, "out": "-"}
+    options: PretrainConfig = resolve(PretrainConfig, given)
+    return options.steps or Order(len(source), options.batch_size, 0).steps_for(options.epochs)
+
+
+def carry_out(config: StudyConfig) -> dict[str, Any]:
+    """Train and measure as much as the budget allows; leaves result.json, table.md and a chart per protocol in OUT."""
+    settings = read_settings(config.config, DEFAULTS, OWN_KEYS)
+    pictures, equal = halved(settings), equal_of(settings)
+    plan = plan_of(config, settings, pictures)
+    prepare(plan.out, config)
+    write_halves(plan.out, pictures)
+
+    def more(plan: Plan, progress: Progress, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        found = transfer(plan, Measured(plan, progress.results), equal)
+        return {"halves": pictures.to_json(), "transfer": found}, halves_tables(found)
+
+    result = finish(plan, config, more)
+    for part in result["transfer"]:
+        write_svg(plan.out / f"improvement-{part['protocol']}-equal-{part['equal']}.svg", halves_chart(part))
+        say(f"{part['protocol']}, equal {part['equal']}: {verdict(part)}", config.quiet)
+    return result
+
+
+def write_halves(out: Path, pictures: Halved) -> None:
+    """Write down the classes of both halves; UserError where others stand there, which runs may have been made of."""
+    for half in HALVES:
+        file, text = file_of(out, half), "".join(f"{name}\n" for name in pictures.classes[half])
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{file} names other classes than half {half} has by '{pictures.by}'; choose another --out for other "
+                "halves."
+            )
+        with write_whole(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def transfer(plan: Plan, measured: Measured, equal: list[str]) -> list[dict[str, Any]]:
+    """For each protocol, and what is kept equal: what both halves gain on every task, and what the better one does."""
+    found = []
+    for protocol in plan.protocols:
+        for way in equal:
+            pairs = {}
+            for half in HALVES:
+                own, other = plan.arm(arm_name(half, way)), plan.arm(ALL)
+                assert own is not None and other is not None
+                pairs[half] = measured.pair(own, other, protocol)
+            if (row := of_halves(plan, measured, protocol, way, pairs)) is not None:
+                found.append(row)
+    return found
+
+
+def of_halves(
+    plan: Plan, measured: Measured, protocol: str, way: str, pairs: dict[str, Pair | None]
+) -> dict[str, Any] | None:
+    """One entry of `transfer`, over the tasks that both halves and the whole were measured on."""
+    there = {half: pair for half, pair in pairs.items() if pair is not None}
+    if len(there) < len(HALVES):
+        return None
+    by_task = {half: {d.task: d for d in pair.differences} for half, pair in there.items()}
+    shared = [task for task in by_task["A"] if task in by_task["B"]]
+    if not shared:
+        return None
+    chosen = {task: better_half(plan, measured, task, protocol, way) for task in shared}
+    best = Pair("the better half", ALL, [by_task[chosen[task][0]][task] for task in shared])
+    said = {half: pair.summary()["per_task"] for half, pair in there.items()}
+    of_best = best.summary()
+    tasks = [
+        {
+            "task": task,
+            **{half: said[half][task] for half in HALVES},
+            "better": chosen[task][0],
+            "chosen_on": chosen[task][1],
+            "improvement": of_best["per_task"][task],
+        }
+        for task in shared
+    ]
+    return {
+        "protocol": protocol,
+        "equal": way,
+        "tasks": tasks,
+        "better_half": {name: value for name, value in of_best.items() if name != "per_task"},
+        "improved": sum(row["improvement"]["value"] > 0 for row in tasks),
+        "separable": {
+            "better": sum(above(row["improvement"]["pictures"]) for row in tasks),
+            "worse": sum(below(row["improvement"]["pictures"]) for row in tasks),
+        },
+        "either": sum(max(row[half]["value"] for half in HALVES) > 0 for row in tasks),
+    }
+
+
+def better_half(plan: Plan, measured: Measured, task: str, protocol: str, way: str) -> tuple[str, str]:
+    """(the half whose model validation prefers, "val"); where nothing was chosen on validation, what test prefers."""
+    scores: dict[str, list[float]] = {}
+    tests: dict[str, float] = {}
+    for half in HALVES:
+        own = plan.arm(arm_name(half, way))
+        assert own is not None
+        cells = list(measured.seeds(own, task, protocol).values())
+        scores[half] = [
+            c["settings"]["val_score"] for c in cells if c["settings"].get("val_score") is not None
+        ]
+        tests[half] = sum(c["value"] for c in cells) / len(cells)
+    if all(scores.values()):
+        means = {half: sum(own) / len(own) for half, own in scores.items()}
+        return max(HALVES, key=lambda half: means[half]), "val"
+    return max(HALVES, key=lambda half: tests[half]), "test"
+
+
+def above(interval: Any) -> bool:
+    """Whether all of an interval lies above 0."""
+    return interval is not None and interval[0] > 0
+
+
+def below(interval: Any) -> bool:
+    """Whether all of an interval lies below 0."""
+    return interval is not None and interval[1] < 0

@@ -1,0 +1,64 @@
+"""The studies `negative-transfer` and `ablate` as tables for a file."""
+
+from typing import Any
+
+from moce.study.markdown import between, signed
+
+
+def halves_tables(transfer: list[dict[str, Any]]) -> str:
+    """What each half's model has beyond that of all pictures, one table for each protocol and what is kept equal."""
+    blocks = []
+    for found in transfer:
+        lines = [
+            "| points from all | half A | half B | better half | its model |",
+            "|---|---:|---:|---|---:|",
+        ]
+        for row in found["tasks"]:
+            halves = " | ".join(cell(row[half]) for half in ("A", "B"))
+            chosen = f"{row['better']} (by {row['chosen_on']})"
+            lines.append(f"| {row['task']} | {halves} | {chosen} | {cell(row['improvement'])} |")
+        apart, number = found["separable"], len(found["tasks"])
+        lines += [
+            "",
+            f"The better half's model is better than that of all pictures on {found['improved']} of {number} tasks "
+            f"(told from none: better on {apart['better']}, worse on {apart['worse']}), by "
+            f"{signed(found['better_half']['value'])} points on the mean. By the test pictures, which favours the "
+            f"larger of two, either half is better on {found['either']}.",
+        ]
+        blocks += ["", f"### {found['protocol']}, equal {found['equal']}", "", *lines]
+    return "\n".join(["", "## Halves against all", *blocks, ""])
+
+
+def factor_tables(differences: dict[str, Any], factors: list[dict[str, Any]]) -> str:
+    """Every level beside the base, one table for each protocol."""
+    blocks = []
+    for protocol, pairs in differences.items():
+        found = {pair["arm"]: pair for pair in pairs if pair["against"] == "base"}
+        lines = [
+            "| factor | base | to | points from the base | 95 % interval | tasks | every seed |",
+            "|---|---|---|---:|---:|---:|---|",
+        ]
+        for factor in factors:
+            base = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in factor["base"].items())
+            for name in factor["levels"]:
+                if (pair := found.get(name)) is not None:
+                    ends = between(pair["pictures"]) if pair["pictures"] else "–"
+                    seeds = ", ".join(signed(value) for value in pair["seeds"].values())
+                    cells = [
+                        factor["name"],
+                        base,
+                        name,
+                        signed(pair["value"]),
+                        ends,
+                        str(pair["tasks"]),
+                        seeds,
+                    ]
+                    lines.append(f"| {' | '.join(cells)} |")
+        blocks += ["", f"### {protocol}", "", *lines]
+    return "\n".join(["", "## One factor at a time", *blocks, ""])
+
+
+def cell(found: dict[str, Any]) -> str:
+    """'+1.20 (−0.30 to +2.70)'."""
+    ends = found["pictures"]
+    return f"{signed(found['value'])} ({between(ends)})" if ends else signed(found["value"])

@@ -1,0 +1,133 @@
+"""What methods cost: FLOPs and parameters against what can be worked out, and the study from end to end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moce
+from moce.errors import UserError
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
+from moce.model.experts import ExpertAutoencoder, ExpertShape
+from moce.study import efficiency
+from moce.study.bench.costs import costs_of
+from moce.study.efficiency_tables import cost_tables, markdown
+
+IMAGES = 2
+SHAPE = AutoencoderShape("test_vit", (32, 32), (8, 8), decoder_depth=1, decoder_width=16, decoder_heads=2)
+
+
+def test_costs_are_those_that_can_be_worked_out() -> None:
+    dense = MaskedAutoencoder(SHAPE).requires_grad_(False)
+    pictures = torch.randn(32, 3, 32, 32)  # so many that rows need no filling up
+    found = costs_of(dense, lambda: dense.features(pictures), len(pictures))
+    every = sum(p.numel() for p in dense.parameters())
+    assert (found.parameters, found.active_parameters) == (every, every)
+    assert found.flops == found.active_flops == dense.encoder_flops(SHAPE.num_patches)
+
+    shape = ExpertShape(layers=(1, 3), num_experts=4, gate="cluster", num_clusters=5, cluster_width=64)
+    model = ExpertAutoencoder.from_dense(dense, shape).requires_grad_(False)
+    labels = torch.zeros(len(pictures), dtype=torch.int64)
+    routed = costs_of(model, lambda: model.features(pictures, model.router(labels)), len(pictures))
+    mlp = dense.encoder.blocks[1].mlp
+    weights = sum(p.numel() for p in mlp.parameters())
+    gate = model.gate.weight_LED.numel()
+    assert routed.parameters == every + 2 * 3 * weights + gate
+    assert routed.active_parameters == every + gate
+    gating = 2 * 5 * gate / len(pictures)  # the gates of all clusters, once for the batch
+    tokens, products = SHAPE.num_patches + 1, mlp.fc1.weight.numel() + mlp.fc2.weight.numel()
+    assert routed.active_flops == pytest.approx(found.flops + gating, abs=1)
+    assert routed.flops == pytest.approx(found.flops + gating + 2 * 3 * 2 * tokens * products, abs=1)
+    assert model.encoder.blocks[1].mlp.dispatch == "sorted"  # as it was
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, small_runs: Any) -> Path:
+    """The smallest sizes, and a search in a run that is there."""
+    file = tmp_path_factory.mktemp("efficiency") / "small.toml"
+    task = "toyworld://creatures?size=32&num=24"
+    file.write_text(f'quick = true\nmoce = "{small_runs.moce}"\ntask = "{task}"\n')
+    return file
+
+
+@pytest.fixture(scope="module")
+def study(config: Path) -> dict[str, Any]:
+    """The study, whole."""
+    return moce.study("efficiency", out=config.parent / "study", config=config, quiet=True, device="cpu")
+
+
+def test_every_method_is_there_in_every_phase(study: dict[str, Any]) -> None:
+    rows = {(row["part"], row["name"]): row for row in study["rows"]}
+    assert study["finished"] and study["left_out"] == [] and study["cells"] == {"there": 3, "left": 0}
+    assert [name for part, name in rows if part == "training"] == [m.row for m in efficiency.TRAINING]
+    assert [name for part, name in rows if part == "inference"] == list(efficiency.INFERENCE)
+    assert [name for part, name in rows if part == "search"] == list(efficiency.SEARCH)
+    for row in rows.values():
+        assert row["seconds_median"] > 0 and row["peak_bytes"] >= 0
+    dense = rows["inference", "infer-dense"]
+    for name in ("infer-sub-model", "infer-sub-net"):  # of the dense model's shape
+        own = rows["inference", name]
+        assert all(own[what] == dense[what] for what in ("parameters", "flops", "active_flops"))
+    assert rows["inference", "infer-experts"]["parameters"] > dense["parameters"]
+    step, star = rows["training", "step-dense"], rows["training", "step-mae-star"]
+    assert star["parameters"] == step["parameters"] and star["flops"] > step["flops"]  # its teacher
+    whole, nets = rows["training", "step-sdr-whole"], rows["training", "step-sdr"]
+    assert whole["parameters"] == nets["parameters"] > nets["active_parameters"]
+    assert rows["search", "search-vote"]["tried"] == 1 < rows["search", "search-knn"]["tried"]
+    assert rows["search", "search-oracle"]["setting"]["num_clusters"] == 8
+
+
+def test_tables_and_what_is_on_disk(study: dict[str, Any], config: Path) -> None:
+    folder = config.parent / "study"
+    assert json.loads((folder / "result.json").read_text())["rows"] == json.loads(json.dumps(study["rows"]))
+    text = (folder / "table.md").read_text("utf-8")
+    assert markdown(cost_tables(study["rows"])) in text and study["notes"][0] in text
+    assert text.count("### ") == 3 and "| MoCE, the sub-model of a task |" in text
+    assert "test_vit" in text.partition("### The search")[2].splitlines()[0]
+
+
+def test_the_page_shows_the_tables(study: dict[str, Any], config: Path, tmp_path: Path) -> None:
+    found = moce.report([config.parent / "study"], out=tmp_path / "p.html", quiet=True)
+    assert found["sections"] == ["costs"]
+    text = (tmp_path / "p.html").read_text("utf-8")
+    assert text.count("<h3>") == 3 and "SDR, sub-nets" in text and efficiency.QUICK in text
+    seen = moce.inspect(config.parent / "study", quiet=True)
+    assert seen["summary"] == "study (efficiency), finished"
+
+
+def test_what_was_measured_is_not_measured_again(
+    study: dict[str, Any], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficiency, "MEASURE", {})
+    options = {"out": config.parent / "study", "config": config, "quiet": True, "device": "cpu"}
+    assert moce.study("efficiency", **options)["rows"] == json.loads(json.dumps(study["rows"]))
+
+
+def test_without_time_it_says_what_is_missing(tmp_path: Path, config: Path, capsys: Any) -> None:
+    found = moce.study("efficiency", out=tmp_path / "s", config=config, budget_minutes=0, device="cpu")
+    assert found["rows"] == [] and not found["finished"]
+    assert found["left_out"] == ["vit-ti/8: training", "vit-ti/8: inference", "vit-ti/8: search"]
+    assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("repeat = 3", "there is no key 'repeat'. Did you mean 'repeats'"),
+        ("repeats = 0", "--repeats must be at least 1"),
+        ('parts = ["train"]', "--parts cannot be 'train'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "c.toml").write_text(content)
+    with pytest.raises(UserError, match=said):
+        moce.study("efficiency", out=tmp_path / "out", config=tmp_path / "c.toml", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UserError, match="holds no study"):
+        moce.study("efficiency", out=tmp_path, quiet=True)
