@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from moce.images.decode import UnreadableImage
 from moce.images.part import Part
 from moce.images.sources import Source, open_images
 from moce.images.toyworld import KINDS
+from moce.images.uris import parts_of
+from moce.images.voc import VOCImages
 
 # Small stand-ins for the eleven, in the layout above.
 SMALL_SUITE = (
@@ -146,7 +148,8 @@ def canonical_task(name: str, option: str, root: Path, channels: int, download: 
     spelled = f"{name}?{option}" if option else name
     if SETS[name].metric == "mAP11":
         train = sources["train"]
-        found = int((getattr(train, "targets") == 1).any(axis=0).sum())
+        assert isinstance(train, VOCImages)
+        found = int((train.targets == 1).any(axis=0).sum())
         task = Task(spelled, "mAP11", train, sources["test"], sources["val"], list(train.classes or []))
     else:
         task = task_of(spelled, SETS[name].metric, sources, f"{name} in {root}")
@@ -162,15 +165,14 @@ def canonical_task(name: str, option: str, root: Path, channels: int, download: 
 
 def hub_task(uri: str, channels: int = 3) -> Task:
     """A data set of the hub: hf://NAME, whose splits may have other names (?train=, val=, test=); see hub.py."""
-    where, _, query = uri.partition("?")
-    options = dict(parse_qsl(query))
+    where, options = uri.partition("?")[0], parts_of(uri, "hf")[1]
     if "split" in options:
         raise UserError(f"The task '{uri}' has several splits: name them with train=, val= and test=, not split=.")
     names = {"train": options.pop("train", "train"), "test": options.pop("test", "test")}
     if "val" in options:
         names["val"] = options.pop("val")
     opened = {
-        split: open_images(f"{where}?{urlencode({**options, 'split': name}, safe='/:')}", channels)
+        split: open_images(f"{where}?{urlencode({**options, 'split': name}, quote_via=quote)}", channels)
         for split, name in names.items()
     }
     return task_of(where.removeprefix(HUB), "top1", opened, uri)

@@ -123,9 +123,8 @@ def encoder_for(
 
     def score(encoder: Encoder) -> float:
         pictures = Pictures(pool, encoder, device, config.num_workers, quiet=True)
-        train, val = labelled(pictures, train_rows), labelled(pictures, val_rows)
-        if task.shots is not None:
-            val = train  # not looked at
+        train = labelled(pictures, train_rows)
+        val = labelled(pictures, val_rows) if len(val_rows) else train  # few shots choose among themselves
         # Validation takes the place of the test split, which no choice may see.
         by = protocol if strategy == "oracle" else "knn"
         return probed(task, by, train, val, val, quietly).settings["val_score"]

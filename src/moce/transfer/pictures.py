@@ -160,7 +160,7 @@ class Pictures:
             took.append(time.monotonic() - start)
         seconds = took[-1] / len(sample) * len(self.source)
         if seconds >= LONG:
-            say(f"{self.source.uri}: {len(self.source):,} pictures once, about {clock(seconds)}")
+            say(f"{self.source.uri}: {len(self.source):,} pictures once, at most about {clock(seconds)}")
 
     def features(self) -> "Features":
         """Features of all pictures that can be read; computed once per encoder and set of pictures in a process."""
