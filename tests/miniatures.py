@@ -36,7 +36,9 @@ def aircraft(root: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def caltech101(root: Path, patch: pytest.MonkeyPatch) -> None:
-    names = sorted(["BACKGROUND_Google", "Faces", "accordion", *(f"thing_{number:02}" for number in range(99))])
+    names = sorted(
+        ["BACKGROUND_Google", "Faces", "accordion", *(f"thing_{number:02}" for number in range(99))]
+    )
     for label, name in enumerate(names):
         for number in range(1, 33 if name == "accordion" else 32):
             jpeg(root / "caltech101" / "101_ObjectCategories" / name / f"image_{number:04}.jpg", label)
@@ -158,7 +160,7 @@ def voc_annotation(objects: list[tuple[str, bool]]) -> str:
 
 
 def voc2007(root: Path, patch: pytest.MonkeyPatch) -> None:
-    """Picture i of a split shows class i and the next one; the last picture shows nothing else than a difficult sheep."""
+    """Picture i of a split shows class i and the next one; the last picture shows but a difficult sheep."""
     from moce.images.voc import VOC_CLASSES
 
     folder = root / "VOCdevkit" / "VOC2007"

@@ -292,9 +292,9 @@ class EvaluateConfig(Common):
 
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
     task: str = given(
-        "a folder with train and test; all, or a name below --data-root: of a folder there, or aircraft, caltech101, cars, "
-        "cifar10, cifar100, dtd, flowers102, food101, pets, sun397, voc2007, imagenet1k as torchvision lays them out; "
-        "toyworld://KIND; hf://NAME"
+        "a folder with train and test; all, or a name below --data-root: of a folder there, or aircraft, caltech101, "
+        "cars, cifar10, cifar100, dtd, flowers102, food101, pets, sun397, voc2007, imagenet1k as torchvision lays them "
+        "out; toyworld://KIND; hf://NAME"
     )
     protocol: str = method("knn", "knn, linear, finetune")
     data_root: str | None = given("folder that the named tasks are in", default=None)
@@ -303,8 +303,8 @@ class EvaluateConfig(Common):
     )
     shots: int | None = method(
         None,
-        "few-shot: so many training pictures of each class, drawn by --seed, and no validation pictures; usual are 1, 5, "
-        "10",
+        "few-shot: so many training pictures of each class, drawn by --seed, and no validation pictures; usual are 1, "
+        "5 and 10",
         at_least=1,
     )
     image_size: int | tuple[int, int] | None = method(

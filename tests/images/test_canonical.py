@@ -120,7 +120,9 @@ def test_thirty_pictures_of_each_class_of_caltech(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("name", SETS)
 def test_a_data_set_that_is_not_there(name: str, tmp_path: Path) -> None:
     hand = name in ("cars", "imagenet1k")
-    refused(name, tmp_path, f"needs {SETS[name].needs[0]} in {tmp_path}", "by hand" if hand else "add --download")
+    refused(
+        name, tmp_path, f"needs {SETS[name].needs[0]} in {tmp_path}", "by hand" if hand else "add --download"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +184,9 @@ def test_download_gets_what_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     refused("food101", tmp_path, "no route to host", download=True)
 
 
-def test_a_folder_of_the_name_goes_before_torchvision_s_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_name_goes_before_torchvision_s_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     BUILDERS["dtd"](tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)  # where the folder dtd is no task of its own
     assert open_task("dtd", str(tmp_path)).num_classes == 47

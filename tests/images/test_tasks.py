@@ -190,8 +190,8 @@ def test_shots_are_drawn_by_the_seed_and_fewer_are_among_more(tmp_path: Path) ->
 
 def test_a_data_set_of_the_hub_has_its_splits_by_name(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    for split, labels in (("train", [0, 0, 1, 1]), ("validation", [1, 0]), ("test", [1, 1, 0])):
-        parquet_split(tmp_path / "birds", split, labels, ["ant", "bee"])
+    for name, labels in (("train", [0, 0, 1, 1]), ("validation", [1, 0]), ("test", [1, 1, 0])):
+        parquet_split(tmp_path / "birds", name, labels, ["ant", "bee"])
     uri = f"hf://{tmp_path / 'birds'}"
     task = open_task(uri, None)
     assert task.classes == ["ant", "bee"] and task.test.labels.tolist() == [1, 1, 0] and task.val is None

@@ -427,7 +427,9 @@ def test_data_sets_of_the_field_that_are_not_there(command, tmp_path: Path, smal
 
 def test_shots_that_cannot_be(command, small_runs) -> None:
     task = ["--task", "toyworld://digits?num=12&size=16", "--protocol", "knn"]
-    refused(command("evaluate", small_runs.mae, *task, "--shots", "3"), "--shots 3", "2 pictures of the class")
+    refused(
+        command("evaluate", small_runs.mae, *task, "--shots", "3"), "--shots 3", "2 pictures of the class"
+    )
     refused(command("evaluate", small_runs.mae, *task, "--shots", "0"), "--shots must be at least 1")
     alone = command("evaluate", small_runs.moce, *task, "--shots", "1", "--strategy", "knn")
     refused(alone, "--shots 1", "--strategy knn", "vote")

@@ -270,3 +270,6 @@ def test_a_pass_that_takes_long_is_announced(
     pictures._kept.clear()
     moce.evaluate(str(model), task=str(task), protocol="knn", num_workers=0)
     assert "train: 30 pictures once, at most about 0:0" in capsys.readouterr().err
+    monkeypatch.setattr("moce.transfer.evaluate.LONG", 0.0)
+    moce.evaluate(str(model), task=str(task), protocol="linear", num_workers=0)
+    assert "15 fits to 24 pictures, about 0:0" in capsys.readouterr().err

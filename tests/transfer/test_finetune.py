@@ -168,7 +168,16 @@ def test_one_learning_rate_needs_no_choice() -> None:
 def test_without_validation_pictures_the_middle_rate_is_taken() -> None:
     pool, rows = ToyFeed(20, 1), torch.arange(20)
     outcome = finetune(
-        FakeEncoder(), pool, rows, rows[:0], ToyFeed(20, 2), 4, scorer("top1", 4), RECIPE, [1e-2, 1e-4, 1e-3], CPU
+        FakeEncoder(),
+        pool,
+        rows,
+        rows[:0],
+        ToyFeed(20, 2),
+        4,
+        scorer("top1", 4),
+        RECIPE,
+        [1e-2, 1e-4, 1e-3],
+        CPU,
     )
     assert (outcome.settings["lr"], outcome.settings["val_score"]) == (1e-3, None)
     assert len(pool.trained_on) == 1
@@ -214,6 +223,14 @@ def test_the_cost_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None
     # 128 pictures, 8 epochs = 64 steps of 16, twice; then 160 pictures = 80 steps.
     assert outcome.settings["images_processed"] == 2 * 1024 + 1280
     assert "3,328 images to process" in capsys.readouterr().err
+
+
+def test_the_time_is_said_after_the_first_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moce.transfer.finetune.LONG", 0.0)
+    run(FakeEncoder(), [1e-3, 1e-2])
+    assert capsys.readouterr().err.count("in all, by its first steps") == 1
 
 
 def test_a_rate_that_diverges_is_passed_over_or_reported() -> None:

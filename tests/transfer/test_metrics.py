@@ -53,7 +53,9 @@ def test_eleven_point_precision_by_hand() -> None:
 
 def test_precision_counts_where_it_is_higher_at_a_higher_recall() -> None:
     # Not, shown, shown: precision 1/2 at recall 1/2, 2/3 at recall 1, which is the best at every recall.
-    assert metrics.average_precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)
+    assert metrics.average_precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, 1, 1])) == pytest.approx(
+        2 / 3
+    )
 
 
 def test_a_recall_of_three_tenths_is_reached_by_three_of_ten() -> None:

@@ -170,7 +170,7 @@ def test_probes_are_the_same_to_the_digit_the_second_time() -> None:
 
 
 def tagged(data: Labelled) -> Labelled:
-    """Of 7 classes: which are shown, that of the image and the next one; every ninth image cannot be judged for some."""
+    """Which of 7 classes are shown: the image's own and the next one; some cannot be judged in every ninth image."""
     labels = torch.zeros(len(data.labels), 7, dtype=torch.int64)
     images = torch.arange(len(labels))
     labels[images, data.labels] = 1
@@ -229,7 +229,10 @@ def test_one_image_of_each_class_is_left_out_in_turn() -> None:
 
 def test_few_shots_are_chosen_on_themselves_alone() -> None:
     few = Labelled(TRAIN.features[:35], TRAIN.labels[:35])
-    near, straight = knn(few, None, TEST, 7, SCORE, [1, 5, 20], [0.05, 0.5]), linear(few, None, TEST, 7, SCORE)
+    near, straight = (
+        knn(few, None, TEST, 7, SCORE, [1, 5, 20], [0.05, 0.5]),
+        linear(few, None, TEST, 7, SCORE),
+    )
     expected = {}
     for k in (1, 5, 20):
         for t in (0.05, 0.5):

@@ -1,4 +1,4 @@
-"""The eleven tasks of Ericsson et al. (CVPR 2021, "How Well Do Self-Supervised Models Transfer?") and ImageNet, by name.
+"""The eleven tasks of Ericsson et al. (CVPR 2021, How Well Do Self-Supervised Models Transfer?) and ImageNet by name.
 
 Which pictures train and which test, the metric and the number of classes are theirs. Files lie below the data root as
 torchvision's classes expect and download them:
@@ -16,8 +16,8 @@ torchvision's classes expect and download them:
     voc2007     VOCdevkit/VOC2007/       its train, val and test; several classes a picture
     imagenet1k  imagenet1k/              train/WNID and val/WNID, which is the test split
 
-Where there is no val, 20 % of train are it (tasks.py). Caltech-101 and ImageNet are read as folders: torchvision drops the
-background class of the one, and wants the development kit of the other.
+Where there is no val, 20 % of train are it (tasks.py). Caltech-101 and ImageNet are read as folders: torchvision drops
+the background class of the one, and wants the development kit of the other.
 """
 
 from dataclasses import dataclass
@@ -152,22 +152,29 @@ def open_canonical(
     UserError for an option that the set has not, and for files that are missing.
     """
     chosen = SETS[name]
-    options = {"": chosen.num_classes} | ({"classes=101": 101, "classes=102": 102} if name == "caltech101" else {})
+    options = {"": chosen.num_classes} | (
+        {"classes=101": 101, "classes=102": 102} if name == "caltech101" else {}
+    )
     if option not in options:
-        raise UserError(f"There is no task '{name}?{option}'; only caltech101?classes=101 has such an option.")
+        raise UserError(
+            f"There is no task '{name}?{option}'; only caltech101?classes=101 has such an option."
+        )
     if missing_files(chosen, root) and download:
         _download(chosen, root)
     if missing := missing_files(chosen, root):
         how = "torchvision cannot download it, so it has to be put there by hand"
         if missing[0] not in chosen.by_hand:
             how = "unpack the data set there" if download else "unpack the data set there, or add --download"
-        raise UserError(f"The task {name} needs {missing[0]} in {root} (--data-root), which is not there: {how}.")
+        raise UserError(
+            f"The task {name} needs {missing[0]} in {root} (--data-root), which is not there: {how}."
+        )
     if name == "caltech101":
         return _caltech(root, channels, options[option]), options[option]
     if name == "imagenet1k":
         folders = {"train": "train", "test": "val"}
         found: dict[str, Source] = {
-            split: FolderImages(str(root / "imagenet1k" / folder), channels) for split, folder in folders.items()
+            split: FolderImages(str(root / "imagenet1k" / folder), channels)
+            for split, folder in folders.items()
         }
         return found, chosen.num_classes
     if name == "sun397":
@@ -209,7 +216,9 @@ def _caltech(root: Path, channels: int, num_classes: int) -> dict[str, Source]:
     """30 pictures of each class, drawn by a fixed seed, and the others."""
     whole = FolderImages(str(root / "caltech101" / "101_ObjectCategories"), channels)
     if whole.labels is None or whole.classes is None:
-        raise UserError(f"Some pictures in {whole.uri} lie in no folder of a class: unpack Caltech-101 there again.")
+        raise UserError(
+            f"Some pictures in {whole.uri} lie in no folder of a class: unpack Caltech-101 there again."
+        )
     names = [n for n in whole.classes if num_classes == 102 or n != BACKGROUND]
     chance = uniform(CALTECH_SEED, "Caltech-101 split", 0, torch.arange(len(whole)), 1)[:, 0]
     order = chance.argsort(stable=True).numpy()
@@ -218,8 +227,8 @@ def _caltech(root: Path, channels: int, num_classes: int) -> dict[str, Source]:
         own = order[whole.labels[order] == whole.classes.index(name)]
         if len(own) <= CALTECH_TRAIN:
             raise UserError(
-                f"The task caltech101 is not unpacked completely: the class {name} in {whole.uri} has {len(own)} pictures, "
-                f"and {CALTECH_TRAIN} are to train and at least one to test; unpack its archive again."
+                f"The task caltech101 is not unpacked completely: the class {name} in {whole.uri} has {len(own)} "
+                f"pictures, and {CALTECH_TRAIN} are to train and at least one to test; unpack its archive again."
             )
         rows["train"].append(np.sort(own[:CALTECH_TRAIN]))
         rows["test"].append(np.sort(own[CALTECH_TRAIN:]))

@@ -1,8 +1,8 @@
 """Downstream tasks: where their splits are, which metric they are measured with, and which pictures are validation.
 
-A task is a folder with {train,val?,test}.parquet or {train,val?,test}/class/..., one of the data sets of the field by its
-name (canonical.py), a data set of the hub, or a kind of the toy world. Without a validation split, 20 % of each class of
-train are it, by one fixed seed that every method shares.
+A task is a folder with {train,val?,test}.parquet or {train,val?,test}/class/..., one of the data sets of the field by
+its name (canonical.py), a data set of the hub, or a kind of the toy world. Without a validation split, 20 % of each
+class of train are it, by one fixed seed that every method shares.
 """
 
 import dataclasses
@@ -51,7 +51,9 @@ class Task:
     test: Source
     val: Source | None
     classes: list[str]
-    shots: int | None = None  # so many training pictures of each class and no validation pictures: see `few_shots`
+    shots: int | None = (
+        None  # so many training pictures of each class and no validation pictures: see `few_shots`
+    )
 
     @property
     def num_classes(self) -> int:
@@ -65,19 +67,21 @@ def open_tasks(
     """The tasks of `--task`: a folder, a name below `data_root`, a kind of the toy world, hf://NAME, or all of them.
 
     Pictures come with so many `channels`. `data_root` may be toyworld:// for its kinds. With `download`, torchvision
-    gets a data set of the field that is not there. Raises UserError for a task that is not there, that has no test split
-    or no labels, or whose test split has a class that training lacks.
+    gets a data set of the field that is not there. Raises UserError for a task that is not there, that has no test
+    split or no labels, or whose test split has a class that training lacks.
     """
     root = str(data_root) if data_root is not None else None
     if download and task.partition("?")[0] not in SETS:
-        raise UserError(f"--download is for the data sets that torchvision has: give --task and one of {', '.join(SETS)}.")
+        raise UserError(
+            f"--download is for the data sets that torchvision has: give --task and one of {', '.join(SETS)}."
+        )
     if task == "all":
         return [open_task(name, root, channels) for name in all_names(root)]
     return [open_task(task, root, channels, download)]
 
 
 def all_names(root: str | None) -> list[str]:
-    """What `--task all` stands for; ImageNet, which takes longer than all others together, is only taken by its name."""
+    """What `--task all` stands for; ImageNet, longer than all others together, is taken by its name only."""
     if root is None:
         raise UserError("--task all needs --data-root: the folder that the tasks are in, or toyworld://.")
     if root.startswith(TOY):
@@ -87,8 +91,8 @@ def all_names(root: str | None) -> list[str]:
     known = {name for name in found if name in SMALL_SUITE or name in SETS} | set(canonical)
     if not found and not known:
         raise UserError(
-            f"No folder in {root} is a task: none has a train and a test split (parquet or folders), and none is a data "
-            "set as torchvision lays it out."
+            f"No folder in {root} is a task: none has a train and a test split (parquet or folders), and none is a "
+            "data set as torchvision lays it out."
         )
     return sorted(known) or found
 
@@ -139,7 +143,8 @@ def missing(name: str, root: str | None) -> str:
     if root is None:
         return f"There is no folder '{name}': give the folder of the task, or --data-root and its name there."
     there = folders_with_tasks(Path(root))
-    return f"There is no task '{name}' in {root}; there are {', '.join(there) or 'none'}.{did_you_mean(name, [*there, *SETS])}"
+    hint = did_you_mean(name, [*there, *SETS])
+    return f"There is no task '{name}' in {root}; there are {', '.join(there) or 'none'}.{hint}"
 
 
 def canonical_task(name: str, option: str, root: Path, channels: int, download: bool) -> Task:
@@ -157,8 +162,8 @@ def canonical_task(name: str, option: str, root: Path, channels: int, download: 
         found = len(np.unique(task.train.labels))
     if found != num_classes:
         raise UserError(
-            f"The train split of {name} in {root} shows {found} classes, not {num_classes}: it is another data set or not "
-            "unpacked completely; unpack its archive again."
+            f"The train split of {name} in {root} shows {found} classes, not {num_classes}: it is another data set or "
+            "not unpacked completely; unpack its archive again."
         )
     return task
 
@@ -167,7 +172,9 @@ def hub_task(uri: str, channels: int = 3) -> Task:
     """A data set of the hub: hf://NAME, whose splits may have other names (?train=, val=, test=); see hub.py."""
     where, options = uri.partition("?")[0], parts_of(uri, "hf")[1]
     if "split" in options:
-        raise UserError(f"The task '{uri}' has several splits: name them with train=, val= and test=, not split=.")
+        raise UserError(
+            f"The task '{uri}' has several splits: name them with train=, val= and test=, not split=."
+        )
     names = {"train": options.pop("train", "train"), "test": options.pop("test", "test")}
     if "val" in options:
         names["val"] = options.pop("val")
@@ -283,12 +290,14 @@ def few_shots(task: Task, num: int, seed: int) -> Task:
                 own.append(index)
         if len(own) < num:
             raise UserError(
-                f"--shots {num} is more than the {len(own)} pictures of the class '{task.classes[label]}' in the train split "
-                f"of {task.name}."
+                f"--shots {num} is more than the {len(own)} pictures of the class '{task.classes[label]}' in the train "
+                f"split of {task.name}."
             )
         rows += own
     chosen = np.array(rows, np.int64)
-    return dataclasses.replace(task, train=Part(train, task.classes, train.labels[chosen], chosen), val=None, shots=num)
+    return dataclasses.replace(
+        task, train=Part(train, task.classes, train.labels[chosen], chosen), val=None, shots=num
+    )
 
 
 def readable(source: Source, index: int) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from moce.config import EvaluateConfig, pair, verb
 from moce.engine.devices import peak_rss_bytes, pick_device
-from moce.engine.progress import say, track
+from moce.engine.progress import clock, say, track
 from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import survey
@@ -16,10 +16,10 @@ from moce.images.sources import Source
 from moce.images.tasks import Task, few_shots, open_tasks, split
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
-from moce.transfer.finetune import Recipe, finetune
+from moce.transfer.finetune import LONG, Recipe, finetune
 from moce.transfer.metrics import images_per_class, listed, per_class, score, scorer
 from moce.transfer.pictures import Joined, Pictures, labelled
-from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, knn, linear
+from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
 from moce.transfer.submodels import BY_LABELS, open_submodels
 
 SCHEMA = 1
@@ -195,8 +195,12 @@ def answers(task: Task, test: Pictures, outcome: Outcome) -> dict[str, list[Any]
     """
     if outcome.labels.ndim == 2:
         rows = test.was_read.nonzero()[:, 0].tolist()
-        lists: dict[str, list[Any]] = {name: [[] for _ in range(len(test.source))] for name in ("predicted", "labels")}
-        for row, scores, labels in zip(rows, outcome.predictions.tolist(), outcome.labels.tolist(), strict=True):
+        lists: dict[str, list[Any]] = {
+            name: [[] for _ in range(len(test.source))] for name in ("predicted", "labels")
+        }
+        for row, scores, labels in zip(
+            rows, outcome.predictions.tolist(), outcome.labels.tolist(), strict=True
+        ):
             lists["predicted"][row], lists["labels"][row] = [float(f"{s:.7g}") for s in scores], labels
         return lists
     predicted, labels = (torch.full((len(test.source),), -1) for _ in range(2))
@@ -224,8 +228,17 @@ def probed(
     if protocol == "knn":
         return knn(train, held_out, test, task.num_classes, chosen_by, config.k, config.temperature)
     num_fits = len(INVERSE_L2) * min(task.shots or 1, FOLDS) + 2
+    say_cost_of_fits(task, train, num_fits, config.quiet)
     with track(num_fits, f"linear probe on {task.name}", "fits", config.quiet) as bar:
         return linear(train, held_out, test, task.num_classes, chosen_by, tick=bar.advance)
+
+
+def say_cost_of_fits(task: Task, train: Labelled, num_fits: int, quiet: bool) -> None:
+    """How long a linear probe will take, where that is long."""
+    seconds = fitting_seconds(len(train.labels), train.features.shape[1], task.num_classes, num_fits)
+    if seconds >= LONG:
+        what = f"{num_fits} fits to {len(train.labels):,} pictures, about {clock(seconds)}"
+        say(f"linear probe on {task.name}: {what}", quiet)
 
 
 def tuned(

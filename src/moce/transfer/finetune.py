@@ -7,8 +7,8 @@ do; neither dropout nor drop path, so that nothing random is left but crops, fli
 of the seed: the same call gives the same weights, bit by bit on a CPU.
 
 The learning rate is chosen on val, then the encoder starts again on train + val and predicts test once. A grid of one
-learning rate needs no choice and skips the runs on train alone; without validation pictures (few shots) it is the middle
-one of the grid.
+learning rate needs no choice and skips the runs on train alone; without validation pictures (few shots) it is the
+middle one of the grid.
 
 Where pictures show several classes the loss is the binary cross-entropy of every class that can be judged, without
 smoothing.

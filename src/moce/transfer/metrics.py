@@ -1,12 +1,12 @@
-"""What predictions are worth: top-1 and mean per-class accuracy; where pictures show several classes, average precision.
+"""What predictions are worth: top-1 and mean per-class accuracy; of several classes a picture, average precision.
 
 The metrics of Ericsson et al. (2021). Top-1 and the mean over classes differ where classes differ in size: top-1 weighs
 images, mean per class weighs classes. A class without a test image has no accuracy: it is None in the list and left out
 of the mean, never a zero.
 
-mAP11 is that of PASCAL VOC2007 (Everingham et al. 2010): for each class the images are ranked by their score; its average
-precision is the mean, over the recalls 0, 0.1, ..., 1, of the highest precision at that recall or a higher one. Images in
-which the class is only difficult to see (-1) do not count for it. Of equal scores the first image ranks first.
+mAP11 is that of PASCAL VOC2007 (Everingham et al. 2010): for each class the images are ranked by their score; its
+average precision is the mean, over the recalls 0, 0.1, ..., 1, of the highest precision at that recall or a higher one.
+Images in which the class is only difficult to see (-1) do not count for it. Of equal scores the first image is first.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Score = Callable[[Tensor, Tensor], float]
 def per_class(
     predictions: Shaped[Tensor, "images *classes"], labels: Int64[Tensor, "images *classes"], num_classes: int
 ) -> Float64[Tensor, "classes"]:
-    """Share of each class's images that were predicted right, or its average precision; nan for a class without images."""
+    """Share of each class's images that were predicted right, or its average precision; nan without such images."""
     if labels.ndim == 2:
         columns = zip(predictions.T, labels.T, strict=True)
         return torch.tensor([average_precision(*column) for column in columns], dtype=torch.float64)

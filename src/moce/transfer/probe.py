@@ -1,8 +1,8 @@
 """Probes on frozen features: weighted nearest neighbours and multinomial logistic regression.
 
-Both follow one protocol: fit on train, choose on val, refit on train + val, predict test once. With few shots there is no
-val: the choice is made by leaving out one image of each class in turn (from more than five, a fifth of them), and with one
-image of a class there is none: k is the smallest of the grid and C is 1, as in scikit-learn.
+Both follow one protocol: fit on train, choose on val, refit on train + val, predict test once. With few shots there is
+no val: the choice is made by leaving out one image of each class in turn (of more than five, a fifth of them), and with
+one image of a class there is none: k is the smallest of the grid and C is 1, as in scikit-learn.
 
 Nearest neighbours: each of the k most similar training images (cosine s) votes for its class with weight exp(s / T).
 Where images show several classes the score of a class is the weighted share of the neighbours that show it.
@@ -18,6 +18,7 @@ masked autoencoder are strongly correlated. Where images show several classes, e
 own with the same C (the curvature is lambda_j / 4), of the images in which it can be judged.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,10 +32,11 @@ from moce.transfer.metrics import Score
 INVERSE_L2 = tuple(10 ** (half / 2) for half in range(-8, 5))  # 1e-4 ... 100, two a decade
 FIXED_C = 1.0  # where nothing can be left out to choose it by
 FOLDS = 5
+EVALUATIONS = 50  # of the loss in a fit, the median on eleven small tasks (M)
 
 
 class Labelled(NamedTuple):
-    """Features and classes of some images, in the same order; with several classes an image 1, 0 or -1 for each class."""
+    """Features and classes of some images, in the same order; with several classes an image 1, 0 or -1 for each."""
 
     features: Float[Tensor, "images width"]
     labels: Int64[Tensor, "images *classes"]
@@ -60,7 +62,7 @@ def joined(train: Labelled, val: Labelled | None) -> Labelled:
 def folds(train: Labelled, val: Labelled | None) -> list[tuple[Labelled, Labelled]]:
     """What to fit on and what to choose on: train and val, or without val what is left out in turn and the rest.
 
-    Nothing where no class has two images. With few shots all classes have as many, so a fold leaves out as many of each.
+    Nothing where no class has two images. With few shots all classes have as many, and a fold leaves out as many.
     """
     if val is not None:
         return [(train, val)]
@@ -107,8 +109,8 @@ def vote(
 ) -> Shaped[Tensor, "queries *classes"]:
     """The class with the largest sum of exp(similarity / T) over the neighbours; the first one in a tie.
 
-    With several classes an image, for each class the weighted share of the neighbours that show it, 0 where none of them
-    can be judged.
+    With several classes an image, for each class the weighted share of the neighbours that show it, 0 where none of
+    them can be judged.
     """
     # The best similarity is taken off before exp: a factor common to all votes of a query, and no overflow at small T.
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
@@ -128,7 +130,7 @@ def knn(
     ks: Sequence[int],
     temperatures: Sequence[float],
 ) -> Outcome:
-    """Weighted nearest neighbours: k and T chosen on val, then train + val as the bank for test. Without val: `folds`."""
+    """Weighted nearest neighbours: k and T chosen on val, train + val as the bank for test. Without val: `folds`."""
     pairs, bank = folds(train, val), joined(train, val)
     fewest = min((len(fit.labels) for fit, _ in pairs), default=len(bank.labels))
     ks = sorted({min(k, fewest) for k in ks})
@@ -203,7 +205,9 @@ def fit_logistic(
     weight = x.new_zeros(x.shape[1], num_classes)
     bias = x.new_zeros(num_classes)
     several = data.labels.ndim == 2
-    flatness = 4 if several else num_classes  # 1 / (p (1 - p)) of a binary, about 1 / p of a uniform prediction
+    flatness = (
+        4 if several else num_classes
+    )  # 1 / (p (1 - p)) of a binary, about 1 / p of a uniform prediction
     bias_scale = flatness**0.5
     judged, shown = (data.labels >= 0).double(), data.labels.clamp_min(0)
     fits = {}
@@ -242,6 +246,17 @@ def fit_logistic(
         fits[c] = Logistic(mean, std, basis @ weight, bias, evaluations, gradient, several)
         tick()
     return [fits[c] for c in cs]
+
+
+def fitting_seconds(num_images: int, width: int, num_classes: int, num_fits: int) -> float:
+    """About how long so many fits take, by two products of some of the rows: what an evaluation consists of."""
+    rows = torch.ones(min(num_images, 4096), width, dtype=torch.float64)
+    weight = torch.ones(width, num_classes, dtype=torch.float64)
+    for _ in range(2):  # the first time is slower
+        start = time.perf_counter()
+        rows.T @ (rows @ weight)
+        took = time.perf_counter() - start
+    return took / len(rows) * num_images * num_fits * EVALUATIONS
 
 
 def linear(
