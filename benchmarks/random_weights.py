@@ -2,9 +2,9 @@
 
     python benchmarks/random_weights.py runs/mae --data-root DATA --tasks all --out results/random-weights.json
 
-Both are evaluated by the same protocols on the same splits. The twin has the shape of the run's dense model (that of each
-of its sub-models) and its normalisation, and weights as pre-training starts with them. `z` is the difference over its
-standard error, from the test pictures on which one of the two is right and the other wrong (McNemar 1947): beyond 2
+Both are evaluated by the same protocols on the same splits. The twin has the shape of the run's dense model (that of
+each of its sub-models) and its normalisation, and weights as pre-training starts with them. `z` is the difference over
+its standard error, from the test pictures on which one of the two is right and the other wrong (McNemar 1947): beyond 2
 chance is an unlikely reason.
 """
 

@@ -246,7 +246,8 @@ def _sun(root: Path, channels: int) -> dict[str, Source]:
     place = {whole.name(index): index for index in range(len(whole))}
     found: dict[str, Source] = {}
     for split, path in zip(("train", "test"), _PARTITIONS):
-        listed = [f"SUN397{line.strip()}" for line in (root / path).read_text().splitlines() if line.strip()]
+        lines = (root / path).read_text(errors="replace").splitlines()
+        listed = [f"SUN397{line.strip()}" for line in lines if line.strip()]
         absent = [name for name in listed if name not in place]
         if absent or not listed:
             raise UserError(incomplete("sun397", root, len(absent), len(listed), (absent or [path])[0]))

@@ -277,7 +277,7 @@ def finetune(
         "layer_decay": recipe.layer_decay,
         "weight_decay": recipe.weight_decay,
         "warmup": recipe.warmup,
-        "smoothing": recipe.smoothing,
+        "smoothing": 0.0 if pool.labels.ndim == 2 else recipe.smoothing,
         "min_crop": recipe.min_crop,
         "flip": recipe.flip,
         "mixup": recipe.mixup,
