@@ -327,7 +327,9 @@ class EvaluateConfig(Common):
         (1, 5, 10, 20, 50), "knn: neighbours that validation chooses from", at_least=1
     )
     temperature: tuple[float, ...] = method(
-        (0.01, 0.02, 0.03, 0.07, 0.2), "knn: temperatures that validation chooses from", above=0
+        (0.005, 0.01, 0.02, 0.03, 0.07, 0.2),
+        "knn: temperatures that validation chooses from; of seven small tasks none chose 0.002 (M)",
+        above=0,
     )
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
