@@ -302,9 +302,22 @@ class EvaluateConfig(Common):
     """Measure what a model is worth on a task."""
 
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
-    task: str = given("name, folder or all")
+    task: str = given(
+        "a folder with train and test; all, or a name below --data-root: of a folder there, or aircraft, caltech101, "
+        "cars, cifar10, cifar100, dtd, flowers102, food101, pets, sun397, voc2007, imagenet1k as torchvision lays them "
+        "out; toyworld://KIND; hf://NAME"
+    )
     protocol: str = method("knn", "knn, linear, finetune")
     data_root: str | None = given("folder that the named tasks are in", default=None)
+    download: bool = given(
+        "let torchvision download a data set of the field that is not in --data-root", default=False
+    )
+    shots: int | None = method(
+        None,
+        "few-shot: so many training pictures of each class, drawn by --seed, and no validation pictures; usual are 1, "
+        "5 and 10",
+        at_least=1,
+    )
     image_size: int | tuple[int, int] | None = method(
         None, "size of the pictures, if not the model's own: 128 or 96x64 (height x width)", at_least=1
     )
@@ -325,7 +338,9 @@ class EvaluateConfig(Common):
         (1, 5, 10, 20, 50), "knn: neighbours that validation chooses from", at_least=1
     )
     temperature: tuple[float, ...] = method(
-        (0.03, 0.07, 0.2), "knn: temperatures that validation chooses from", above=0
+        (0.005, 0.01, 0.02, 0.03, 0.07, 0.2),
+        "knn: temperatures that validation chooses from; of seven small tasks none chose 0.002 (M)",
+        above=0,
     )
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1

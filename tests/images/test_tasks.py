@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from moce.errors import UserError
-from moce.images.tasks import open_task, open_tasks, split
+from moce.images.tasks import few_shots, open_task, open_tasks, split
 
 
 def picture(shade: int) -> Image.Image:
@@ -98,7 +98,7 @@ def test_kinds_of_the_toy_world() -> None:
     [
         ("toyworld://digitts", "Did you mean 'digits'"),
         ("nowhere", "There is no folder 'nowhere'"),
-        ("aircraft", "not read by name yet"),
+        ("aircraft", "or --data-root and its name there"),
         ("all", "needs --data-root"),
     ],
 )
@@ -167,6 +167,40 @@ def test_an_empty_validation_folder_is_named(tmp_path: Path) -> None:
 def test_a_toy_task_is_both_splits() -> None:
     with pytest.raises(UserError, match="leave 'split=' out"):
         open_task("toyworld://digits?split=test", None)
+
+
+def test_shots_are_drawn_by_the_seed_and_fewer_are_among_more(tmp_path: Path) -> None:
+    folder_split(tmp_path, "train", {"ant": 9, "bee": 7})
+    folder_split(tmp_path, "val", {"ant": 1, "bee": 1})
+    folder_split(tmp_path, "test", {"ant": 1, "bee": 1})
+    task = open_task(str(tmp_path), None)
+    one, five, again, other = (few_shots(task, num, seed) for num, seed in ((1, 0), (5, 0), (5, 0), (5, 1)))
+    names = [{t.train.name(i) for i in range(len(t.train))} for t in (one, five, again, other)]
+    assert names[0] < names[1] == names[2] != names[3]
+    assert five.train.labels.tolist() == [0] * 5 + [1] * 5 and five.train.get(7)[1] == 1
+    assert (five.shots, five.val, len(five.test)) == (5, None, 2) and task.shots is None
+    assert five.train.fingerprint() != other.train.fingerprint() != task.train.fingerprint()
+    with pytest.raises(UserError, match="--shots 8 is more than the 7 pictures of the class 'bee'"):
+        few_shots(task, 8, 0)
+    for name in sorted(names[0]):
+        (tmp_path / "train" / name).write_bytes(b"no picture")
+    replaced = few_shots(task, 6, 0)
+    assert not names[0] & {replaced.train.name(i) for i in range(len(replaced.train))}
+
+
+def test_a_data_set_of_the_hub_has_its_splits_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for name, labels in (("train", [0, 0, 1, 1]), ("validation", [1, 0]), ("test", [1, 1, 0])):
+        parquet_split(tmp_path / "birds", name, labels, ["ant", "bee"])
+    uri = f"hf://{tmp_path / 'birds'}"
+    task = open_task(uri, None)
+    assert task.classes == ["ant", "bee"] and task.test.labels.tolist() == [1, 1, 0] and task.val is None
+    assert len(open_task(f"{uri}?val=validation", None).val) == 2
+    assert open_task(f"{uri}?test=validation", None).test.labels.tolist() == [1, 0]
+    with pytest.raises(UserError, match="not split="):
+        open_task(f"{uri}?split=train", None)
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_task(f"{uri}?test=exam", None)
 
 
 @pytest.mark.packs

@@ -414,6 +414,28 @@ def test_tasks_that_cannot_be(command, tmp_path: Path, small_runs, tiny_folder: 
     )
 
 
+def test_data_sets_of_the_field_that_are_not_there(command, tmp_path: Path, small_runs) -> None:
+    there = ["--data-root", tmp_path]
+    refused(command("evaluate", small_runs.mae, "--task", "cars"), "--data-root")
+    refused(command("evaluate", small_runs.mae, "--task", "cars", *there), "cars_meta.mat", "by hand")
+    refused(command("evaluate", small_runs.mae, "--task", "dtd", *there), "train1.txt", "--download")
+    refused(
+        command("evaluate", small_runs.mae, "--task", "toyworld://digits", "--download"),
+        "--download is for the data sets that torchvision has",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shots_that_cannot_be(command, small_runs) -> None:
+    task = ["--task", "toyworld://digits?num=12&size=16", "--protocol", "knn"]
+    refused(
+        command("evaluate", small_runs.mae, *task, "--shots", "3"), "--shots 3", "2 pictures of the class"
+    )
+    refused(command("evaluate", small_runs.mae, *task, "--shots", "0"), "--shots must be at least 1")
+    alone = command("evaluate", small_runs.moce, *task, "--shots", "1", "--strategy", "knn")
+    refused(alone, "--shots 1", "--strategy knn", "vote")
+
+
 def test_labels_needed_and_none_there(command, tmp_path: Path, small_runs) -> None:
     for split in ("train", "test"):
         pictures(tmp_path / split, 12, 0)

@@ -184,3 +184,92 @@ def test_pictures_that_cannot_be_read_are_left_out(model: Path, task: Path, tmp_
     forget()
     with pytest.raises(UserError, match="cannot be read"):
         run(model, tmp_path / "task", "knn")
+
+
+def test_the_probes_of_a_model_predict_what_scikit_learn_predicts(model: Path, task: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    from moce.images.sources import open_images
+    from moce.transfer.encoder import load_encoder
+    from moce.transfer.pictures import Pictures, labelled
+
+    cpu = torch.device("cpu")
+    found = [
+        labelled(Pictures(open_images(str(task / split)), load_encoder(str(model), cpu), cpu, quiet=True))
+        for split in ("train", "test")
+    ]
+    (x, y), (queries, _) = ((part.features.double().numpy(), part.labels.numpy()) for part in found)
+    near, straight = run(model, task, "knn"), run(model, task, "linear")
+    t = near["settings"]["temperature"]
+    theirs = KNeighborsClassifier(
+        near["settings"]["k"], metric="cosine", weights=lambda distance: np.exp((1 - distance) / t)
+    )
+    assert (theirs.fit(x, y).predict(queries) != near["predicted"]).sum() <= 1
+    scaler = StandardScaler().fit(x)
+    theirs = LogisticRegression(C=straight["settings"]["C"], tol=1e-8, max_iter=10_000)
+    theirs.fit(scaler.transform(x), y)
+    assert (theirs.predict(scaler.transform(queries)) != straight["predicted"]).sum() <= 1
+
+
+def test_one_encoder_given_twice_gives_the_same_numbers(model: Path, task: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(model, tmp_path / "again")
+    for protocol in ("knn", "linear"):
+        pictures._kept.clear()
+        first = run(model, task, protocol)
+        pictures._kept.clear()
+        second = run(tmp_path / "again", task, protocol)
+        different = {key for key in first if first[key] != second[key]}
+        assert different <= {"model", "seconds", "peak_rss_bytes"}
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "finetune"])
+def test_pictures_that_show_several_classes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    from miniatures import voc2007
+
+    voc2007(tmp_path, monkeypatch)
+    options = {"epochs": 1, "batch_size": 8, "lrs": (1e-3,)} if protocol == "finetune" else {}
+    result = run(model, Path("voc2007"), protocol, data_root=str(tmp_path), **options)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["task"], result["metric"]) == ("voc2007", "mAP11")
+    assert (result["num_train"], result["num_val"], result["num_test"]) == (21, 21, 21)
+    assert result["num_test_per_class"] == [2] * 20 and len(result["per_class"]) == 20
+    assert result["value"] == pytest.approx(np.mean(result["per_class"]))
+    assert [len(row) for row in result["predicted"]] == [20] * 21
+    assert result["labels"][0] == [1, 1] + [0] * 18 and min(result["labels"][20]) == -1
+    from moce.transfer.metrics import score
+
+    again = score("mAP11", torch.tensor(result["predicted"]), torch.tensor(result["labels"]), 20)
+    assert again == pytest.approx(result["value"])
+
+
+def test_few_shots(model: Path, task: Path) -> None:
+    for shots, protocol in ((1, "knn"), (5, "knn"), (1, "linear"), (5, "linear"), (5, "finetune")):
+        options = {"epochs": 2, "batch_size": 8} if protocol == "finetune" else {}
+        result = run(model, task, protocol, shots=shots, **options)
+        assert (result["num_train"], result["num_val"], result["num_test"]) == (3 * shots, 0, 12)
+        assert result["settings"]["shots"] == shots and result["value"] > 0.3
+        chosen = "shots left out in turn" if shots > 1 and protocol != "finetune" else "nothing"
+        assert result["chosen_on"] == chosen
+        assert (result["settings"]["val_score"] is None) == (chosen == "nothing")
+    assert result["settings"]["lr"] == 1e-3
+    with pytest.raises(UserError, match="--shots 11 is more than the 10 pictures"):
+        run(model, task, "knn", shots=11)
+
+
+def test_a_pass_that_takes_long_is_announced(
+    model: Path, task: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "SAMPLE", 1)
+    monkeypatch.setattr(pictures, "LONG", 0.0)
+    pictures._kept.clear()
+    moce.evaluate(str(model), task=str(task), protocol="knn", num_workers=0)
+    assert "train: 30 pictures once, at most about 0:0" in capsys.readouterr().err
+    monkeypatch.setattr("moce.transfer.evaluate.LONG", 0.0)
+    moce.evaluate(str(model), task=str(task), protocol="linear", num_workers=0)
+    assert "15 fits to 24 pictures, about 0:0" in capsys.readouterr().err

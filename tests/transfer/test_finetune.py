@@ -11,6 +11,7 @@ from moce.transfer.encoder import Trainable
 from moce.transfer.finetune import (
     Classifier,
     Recipe,
+    binary_loss,
     factor,
     finetune,
     mixed,
@@ -164,6 +165,52 @@ def test_one_learning_rate_needs_no_choice() -> None:
     assert outcome.settings["val_score"] is None
 
 
+def test_without_validation_pictures_the_middle_rate_is_taken() -> None:
+    pool, rows = ToyFeed(20, 1), torch.arange(20)
+    outcome = finetune(
+        FakeEncoder(),
+        pool,
+        rows,
+        rows[:0],
+        ToyFeed(20, 2),
+        4,
+        scorer("top1", 4),
+        RECIPE,
+        [1e-2, 1e-4, 1e-3],
+        CPU,
+    )
+    assert (outcome.settings["lr"], outcome.settings["val_score"]) == (1e-3, None)
+    assert len(pool.trained_on) == 1
+
+
+def test_several_classes_a_picture() -> None:
+    """Which quarters are bright: that of the label and, where it is even, the last one as well."""
+    feeds = [ToyFeed(160, 1), ToyFeed(100, 2)]
+    for feed in feeds:
+        labels = torch.nn.functional.one_hot(feed.labels, 4)
+        feed.images[feed.labels % 2 == 0, :, 4:, 4:] += 1.0
+        labels[feed.labels % 2 == 0, 3] = 1
+        labels[::7, 1] = -1
+        feed.labels = labels
+    rows, score = torch.arange(160), scorer("mAP11", 4)
+    outcome = finetune(
+        FakeEncoder(), feeds[0], rows[:128], rows[128:], feeds[1], 4, score, RECIPE, [1e-6, 1e-2], CPU
+    )
+    assert outcome.settings["lr"] == 1e-2
+    assert outcome.predictions.shape == outcome.labels.shape == (100, 4)
+    assert 0 <= outcome.predictions.min() and outcome.predictions.max() <= 1
+    assert score(outcome.predictions, outcome.labels) > 0.9
+
+
+def test_what_cannot_be_judged_is_not_in_the_loss() -> None:
+    logits = torch.tensor([[0.5, -1.0], [2.0, 7.0]], requires_grad=True)
+    loss = binary_loss(logits, torch.tensor([[1, 0], [0, -1]]))
+    expected = [math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(2.0))]
+    assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None and logits.grad[1, 1] == 0
+
+
 def test_an_auxiliary_loss_is_part_of_the_loss() -> None:
     encoder = FakeEncoder(auxiliary=True)
     run(encoder, [1e-2])
@@ -176,6 +223,14 @@ def test_the_cost_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None
     # 128 pictures, 8 epochs = 64 steps of 16, twice; then 160 pictures = 80 steps.
     assert outcome.settings["images_processed"] == 2 * 1024 + 1280
     assert "3,328 images to process" in capsys.readouterr().err
+
+
+def test_the_time_is_said_after_the_first_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moce.transfer.finetune.LONG", 0.0)
+    run(FakeEncoder(), [1e-3, 1e-2])
+    assert capsys.readouterr().err.count("in all, by its first steps") == 1
 
 
 def test_a_rate_that_diverges_is_passed_over_or_reported() -> None:

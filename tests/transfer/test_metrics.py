@@ -39,3 +39,40 @@ def test_a_class_without_images_is_no_zero() -> None:
     accuracies = metrics.per_class(torch.tensor([1]), torch.tensor([1]), 2)
     assert math.isnan(accuracies[0].item())
     assert metrics.score("mean_per_class", torch.tensor([1]), torch.tensor([1]), 2) == 1.0
+
+
+def test_eleven_point_precision_by_hand() -> None:
+    # Ranked: shown, not, shown, not, shown. Precision 1, 2/3 and 3/5 at recall 1/3, 2/3 and 1.
+    scores, shown = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5]), torch.tensor([1, 0, 1, 0, 1])
+    expected = (4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11  # recalls 0 to 0.3, 0.4 to 0.6, 0.7 to 1
+    assert metrics.average_precision(scores, shown) == pytest.approx(expected)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    assert metrics.average_precision(scores[order], shown[order]) == pytest.approx(expected)
+    assert metrics.average_precision(scores**3, shown) == pytest.approx(expected)  # only the ranks count
+
+
+def test_precision_counts_where_it_is_higher_at_a_higher_recall() -> None:
+    # Not, shown, shown: precision 1/2 at recall 1/2, 2/3 at recall 1, which is the best at every recall.
+    assert metrics.average_precision(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([0, 1, 1])) == pytest.approx(
+        2 / 3
+    )
+
+
+def test_a_recall_of_three_tenths_is_reached_by_three_of_ten() -> None:
+    # 3 shown, 10 not, 7 shown: precision 1 at recalls 0 to 0.3, at most 10/20 beyond; in floats 0.1 * 3 > 3 / 10.
+    shown = torch.tensor([1] * 3 + [0] * 10 + [1] * 7)
+    value = metrics.average_precision(-torch.arange(20.0), shown)
+    assert value == pytest.approx((4 * 1 + 7 * 0.5) / 11)
+
+
+def test_what_is_difficult_to_see_does_not_count() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.9], [0.7, 0.5], [0.6, 0.2]])
+    labels = torch.tensor([[-1, 0], [1, 0], [0, 1], [1, -1]])
+    both = metrics.per_class(scores, labels, 2)
+    # First class: shown, not, shown: 1 at recalls 0 to 0.5, 2/3 above. Second: not, shown, not: 1/2 throughout.
+    assert metrics.listed(both) == pytest.approx([(6 + 5 * 2 / 3) / 11, 0.5])
+    assert metrics.score("mAP11", scores, labels, 2) == pytest.approx(both.mean().item())
+    assert metrics.images_per_class(labels, 2) == [2, 1]
+    nobody = torch.tensor([[0, 0], [1, 0], [0, -1], [1, 0]])
+    assert metrics.listed(metrics.per_class(scores, nobody, 2))[1] is None
+    assert metrics.images_per_class(LABELS, 4) == [4, 2, 0, 1]

@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from moce.transfer.metrics import scorer
-from moce.transfer.probe import INVERSE_L2, Labelled, fit_logistic, knn, linear, neighbours, vote
+from moce.transfer.probe import (
+    FIXED_C,
+    INVERSE_L2,
+    Labelled,
+    fit_logistic,
+    folds,
+    joined,
+    knn,
+    linear,
+    neighbours,
+    vote,
+)
 
 
 def clouds(
@@ -153,6 +164,97 @@ def test_probes_are_the_same_to_the_digit_the_second_time() -> None:
     first, second = (linear(TRAIN, VAL, TEST, 7, SCORE) for _ in range(2))
     assert first.settings == second.settings
     assert first.predictions.equal(second.predictions)
+
+
+# ------------------------------------------------------------------------------------------- several classes an image
+
+
+def tagged(data: Labelled) -> Labelled:
+    """Which of 7 classes are shown: the image's own and the next one; some cannot be judged in every ninth image."""
+    labels = torch.zeros(len(data.labels), 7, dtype=torch.int64)
+    images = torch.arange(len(labels))
+    labels[images, data.labels] = 1
+    labels[images, (data.labels + 1) % 7] = 1
+    labels[::9, 2:5] = -1
+    return Labelled(data.features, labels)
+
+
+TAGGED = [tagged(data) for data in (TRAIN, VAL, TEST)]
+BY_MAP = scorer("mAP11", 7)
+
+
+def test_each_class_has_the_logistic_regression_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    outcome = linear(*TAGGED, 7, BY_MAP, [1e-2, 1e-1])
+    whole = joined(TAGGED[0], TAGGED[1])
+    scaler = StandardScaler().fit(whole.features.double().numpy())
+    x, queries = (scaler.transform(f.double().numpy()) for f in (whole.features, TEST.features))
+    for number in range(7):
+        judged = (whole.labels[:, number] >= 0).numpy()
+        theirs = LogisticRegression(C=outcome.settings["C"], tol=1e-8, max_iter=10_000)
+        theirs.fit(x[judged], whole.labels[:, number].numpy()[judged])
+        expected = theirs.predict_proba(queries)[:, 1]
+        np.testing.assert_allclose(outcome.predictions[:, number].numpy(), expected, atol=1e-3)
+    assert BY_MAP(outcome.predictions, outcome.labels) > 0.6
+    assert outcome.settings["val_score"] == max(outcome.settings["val_scores"])
+
+
+def test_the_score_of_a_class_is_the_share_of_the_neighbours_that_show_it() -> None:
+    similarities = torch.tensor([[0.9, 0.8, 0.7]], dtype=torch.float64)
+    labels = torch.tensor([[[1, 0, -1], [0, 1, -1], [1, -1, -1]]])
+    first, second, third = np.exp(np.array([0.0, -0.1, -0.2]) / 0.1)
+    found = vote(similarities, labels, 3, temperature=0.1)[0].tolist()
+    assert found == pytest.approx([(first + third) / (first + second + third), second / (first + second), 0])
+    outcome = knn(*TAGGED, 7, BY_MAP, [1, 10, 30], [0.07, 0.5])
+    assert outcome.settings["k"] > 1 and BY_MAP(outcome.predictions, outcome.labels) > 0.5
+
+
+# ----------------------------------------------------------------------------------------------------------- few shots
+
+
+def test_one_image_of_each_class_is_left_out_in_turn() -> None:
+    few = Labelled(TRAIN.features[:21], TRAIN.labels[:21])  # classes 0 to 6, three times
+    pairs = folds(few, None)
+    assert [len(held.labels) for _, held in pairs] == [7, 7, 7]
+    assert all(held.labels.sort().values.tolist() == list(range(7)) for _, held in pairs)
+    left_out = torch.cat([held.features for _, held in pairs])
+    assert left_out.unique(dim=0).shape[0] == 21
+    for fit, held in pairs:
+        assert len(fit.labels) == 14 and not (fit.features[:, None] == held.features).all(dim=2).any()
+    assert len(folds(TRAIN, None)) == 5  # of 40 images a class: fifths
+    assert folds(Labelled(TRAIN.features[:7], TRAIN.labels[:7]), None) == []
+
+
+def test_few_shots_are_chosen_on_themselves_alone() -> None:
+    few = Labelled(TRAIN.features[:35], TRAIN.labels[:35])
+    near, straight = (
+        knn(few, None, TEST, 7, SCORE, [1, 5, 20], [0.05, 0.5]),
+        linear(few, None, TEST, 7, SCORE),
+    )
+    expected = {}
+    for k in (1, 5, 20):
+        for t in (0.05, 0.5):
+            votes = []
+            for fit, held in folds(few, None):
+                cosines, indices = neighbours(fit.features, held.features, k)
+                votes.append(SCORE(vote(cosines, fit.labels[indices], 7, t), held.labels))
+            expected[k, t] = sum(votes) / 5
+    assert near.settings["val_score"] == pytest.approx(max(expected.values()))
+    assert expected[near.settings["k"], near.settings["temperature"]] == pytest.approx(max(expected.values()))
+    cold = fit_logistic(few, 7, [straight.settings["C"]])[0]
+    assert differing(cold.predict(TEST.features), straight.predictions.numpy()) <= 1  # refitted on all shots
+    assert SCORE(straight.predictions, TEST.labels) > 0.4
+
+
+def test_with_one_image_a_class_nothing_is_chosen() -> None:
+    one = Labelled(TRAIN.features[:7], TRAIN.labels[:7])
+    near, straight = knn(one, None, TEST, 7, SCORE, [1, 5], [0.05]), linear(one, None, TEST, 7, SCORE)
+    assert near.settings["k"] == 1 and near.settings["val_score"] is None
+    assert straight.settings["C"] == FIXED_C and straight.settings["val_score"] is None
+    assert near.predictions.equal(neighbours(one.features, TEST.features, 1)[1][:, 0])
+    assert SCORE(straight.predictions, TEST.labels) > 0.25
 
 
 @pytest.mark.slow

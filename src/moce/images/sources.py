@@ -37,7 +37,8 @@ class Source(Protocol):
 
     A source may offer more: `array() -> UInt8 Tensor` all pictures at once, where they need no decoding;
     `encoded(index) -> bytes | None` the file of a picture; `path(index) -> str | None` the name that is kept beside it;
-    `places() -> list[Path]` the folders and files that it reads; `whole_shards` True where a shard is read at once.
+    `places() -> list[Path]` the folders and files that it reads; `whole_shards` True where a shard is read at once;
+    `targets` [images, classes], 1 shown, 0 absent, -1 not to be judged, where pictures show several of `classes`.
     """
 
     @property

@@ -25,7 +25,7 @@ from moce.images.uris import parts_of, refuse_unknown, switch
 
 # Where the classes keep what they know of their pictures, and where they look for them.
 LABELS = ("targets", "labels", "_labels", "y")
-FILES = ("samples", "_samples", "imgs", "_image_files", "_images")
+FILES = ("samples", "_samples", "imgs", "_image_files", "_images", "images")
 CLASSES = ("classes", "categories")
 FOLDERS = ("raw_folder", "_base_folder", "base_folder", "_data_dir", "_data_path")
 
@@ -79,6 +79,11 @@ class TorchvisionImages:
         if self._files is None:
             return f"{self.kind} {index}"
         return os.path.relpath(self._files[index], self.options.get("root", "."))
+
+    def absent(self) -> list[str]:
+        """Names of listed pictures whose files are not there."""
+        files = self._files or []
+        return [self.name(index) for index, file in enumerate(files) if not os.path.exists(file)]
 
     def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
         """See `Source`."""

@@ -8,18 +8,18 @@ import torch
 
 from moce.config import EvaluateConfig, pair, verb
 from moce.engine.devices import peak_rss_bytes, pick_device
-from moce.engine.progress import say, track
+from moce.engine.progress import clock, say, track
 from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import survey
 from moce.images.sources import Source
-from moce.images.tasks import Task, open_tasks, split
+from moce.images.tasks import Task, few_shots, open_tasks, split
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
-from moce.transfer.finetune import Recipe, finetune
-from moce.transfer.metrics import listed, per_class, score, scorer
+from moce.transfer.finetune import LONG, Recipe, finetune
+from moce.transfer.metrics import images_per_class, listed, per_class, score, scorer
 from moce.transfer.pictures import Joined, Pictures, labelled
-from moce.transfer.probe import INVERSE_L2, Labelled, Outcome, knn, linear
+from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
 from moce.transfer.submodels import BY_LABELS, open_submodels
 
 SCHEMA = 1
@@ -37,7 +37,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
-    tasks = open_tasks(config.task, config.data_root, channels_of(config.model))
+    tasks = open_tasks(config.task, config.data_root, channels_of(config.model), config.download)
+    if config.shots is not None:
+        tasks = [few_shots(task, config.shots, config.seed) for task in tasks]
     image_size = None if config.image_size is None else pair(config.image_size)
     strategy = strategy_of(config, protocols)
     results: list[dict[str, Any]] = []
@@ -88,7 +90,9 @@ def strategy_of(config: EvaluateConfig, protocols: list[str]) -> str | None:
 
 
 def pool_of(task: Task) -> tuple[Source, torch.Tensor, torch.Tensor]:
-    """(training and validation pictures as one, rows of training, rows of validation)."""
+    """(training and validation pictures as one, rows of training, rows of validation, of which few shots have none)."""
+    if task.shots is not None:
+        return task.train, torch.arange(len(task.train)), torch.arange(0)
     if task.val is None:
         train_rows, val_rows = (torch.as_tensor(rows) for rows in split(task.train))
         return task.train, train_rows, val_rows
@@ -109,12 +113,18 @@ def encoder_for(
     if strategy not in BY_LABELS:
         looking = (config.num_workers, config.quiet, image_size, strategy, config.seed, task.name)
         return load_encoder(config.model, device, task.train, *looking)
+    if task.shots == 1:
+        raise UserError(
+            f"--shots 1 leaves nothing to choose a sub-model by labels (--strategy {strategy}): give more shots, or a "
+            "strategy such as vote."
+        )
     pool, train_rows, val_rows = pool_of(task)
     quietly = dataclasses.replace(config, quiet=True)
 
     def score(encoder: Encoder) -> float:
         pictures = Pictures(pool, encoder, device, config.num_workers, quiet=True)
-        train, val = labelled(pictures, train_rows), labelled(pictures, val_rows)
+        train = labelled(pictures, train_rows)
+        val = labelled(pictures, val_rows) if len(val_rows) else train  # few shots choose among themselves
         # Validation takes the place of the test split, which no choice may see.
         by = protocol if strategy == "oracle" else "knn"
         return probed(task, by, train, val, val, quietly).settings["val_score"]
@@ -150,18 +160,19 @@ def evaluate_task(
         "per_class": listed(per_class(outcome.predictions, outcome.labels, task.num_classes)),
         **counts,
         "num_test": len(outcome.labels),
-        "num_test_per_class": torch.bincount(outcome.labels, minlength=task.num_classes).tolist(),
+        "num_test_per_class": images_per_class(outcome.labels, task.num_classes),
         "unreadable": num_unreadable(task, config.quiet),
         "seed": config.seed,
         **answers(task, test, outcome),
         "settings": {
             **outcome.settings,
             **strategy_named(encoder),
+            **({"shots": task.shots} if task.shots is not None else {}),
             "image_size": list(encoder.image_size),
             "crop_pct": encoder.crop_pct,
             "interpolation": encoder.interpolation,
         },
-        "chosen_on": "val",
+        "chosen_on": chosen_on(task, protocol),
         "seconds": round(time.perf_counter() - start, 3),
         "peak_rss_bytes": peak_rss_bytes(),
         "commit": source_commit(),
@@ -170,10 +181,28 @@ def evaluate_task(
     }
 
 
-def answers(task: Task, test: Pictures, outcome: Outcome) -> dict[str, list[int]]:
-    """Predicted and true class of every test picture in the order of their indices, -1 for one that cannot be read."""
-    if task.metric not in ("top1", "mean_per_class"):
-        return {}
+def chosen_on(task: Task, protocol: str) -> str:
+    """Which pictures the settings were chosen on."""
+    if task.shots is None:
+        return "val"
+    return "shots left out in turn" if protocol != "finetune" and task.shots > 1 else "nothing"
+
+
+def answers(task: Task, test: Pictures, outcome: Outcome) -> dict[str, list[Any]]:
+    """Predicted and true class of every test picture in the order of their indices, -1 for one that cannot be read.
+
+    Where a picture shows several classes: a score for each class, and 1, 0 or -1; [] for one that cannot be read.
+    """
+    if outcome.labels.ndim == 2:
+        rows = test.was_read.nonzero()[:, 0].tolist()
+        lists: dict[str, list[Any]] = {
+            name: [[] for _ in range(len(test.source))] for name in ("predicted", "labels")
+        }
+        for row, scores, labels in zip(
+            rows, outcome.predictions.tolist(), outcome.labels.tolist(), strict=True
+        ):
+            lists["predicted"][row], lists["labels"][row] = [float(f"{s:.7g}") for s in scores], labels
+        return lists
     predicted, labels = (torch.full((len(test.source),), -1) for _ in range(2))
     predicted[test.was_read], labels[test.was_read] = outcome.predictions, outcome.labels
     return {"predicted": predicted.tolist(), "labels": labels.tolist()}
@@ -194,12 +223,22 @@ def num_unreadable(task: Task, quiet: bool) -> int:
 def probed(
     task: Task, protocol: str, train: Labelled, val: Labelled, test: Labelled, config: EvaluateConfig
 ) -> Outcome:
-    """A probe on frozen features."""
-    chosen_by = scorer(task.metric, task.num_classes)
+    """A probe on frozen features; without validation pictures it chooses among its shots."""
+    chosen_by, held_out = scorer(task.metric, task.num_classes), None if task.shots is not None else val
     if protocol == "knn":
-        return knn(train, val, test, task.num_classes, chosen_by, config.k, config.temperature)
-    with track(len(INVERSE_L2) + 2, f"linear probe on {task.name}", "fits", config.quiet) as bar:
-        return linear(train, val, test, task.num_classes, chosen_by, tick=bar.advance)
+        return knn(train, held_out, test, task.num_classes, chosen_by, config.k, config.temperature)
+    num_fits = len(INVERSE_L2) * min(task.shots or 1, FOLDS) + 2
+    say_cost_of_fits(task, train, num_fits, config.quiet)
+    with track(num_fits, f"linear probe on {task.name}", "fits", config.quiet) as bar:
+        return linear(train, held_out, test, task.num_classes, chosen_by, tick=bar.advance)
+
+
+def say_cost_of_fits(task: Task, train: Labelled, num_fits: int, quiet: bool) -> None:
+    """How long a linear probe will take, where that is long."""
+    seconds = fitting_seconds(len(train.labels), train.features.shape[1], task.num_classes, num_fits)
+    if seconds >= LONG:
+        what = f"{num_fits} fits to {len(train.labels):,} pictures, about {clock(seconds)}"
+        say(f"linear probe on {task.name}: {what}", quiet)
 
 
 def tuned(

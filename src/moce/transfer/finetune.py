@@ -7,10 +7,15 @@ do; neither dropout nor drop path, so that nothing random is left but crops, fli
 of the seed: the same call gives the same weights, bit by bit on a CPU.
 
 The learning rate is chosen on val, then the encoder starts again on train + val and predicts test once. A grid of one
-learning rate needs no choice and skips the runs on train alone.
+learning rate needs no choice and skips the runs on train alone; without validation pictures (few shots) it is the
+middle one of the grid.
+
+Where pictures show several classes the loss is the binary cross-entropy of every class that can be judged, without
+smoothing.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -18,11 +23,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from moce.engine.devices import autocast
-from moce.engine.progress import say, track
+from moce.engine.progress import clock, say, track
 from moce.engine.randomness import normal
 from moce.engine.trainer import without_decay
 from moce.errors import UserError
@@ -30,6 +35,8 @@ from moce.transfer.encoder import Encoder, Trainable
 from moce.transfer.metrics import Score
 from moce.transfer.probe import Outcome
 
+MEASURED = 4  # steps that say how long all of it will take
+LONG = 10.0  # seconds from which on that is worth a line
 HEAD_STD = 2e-5  # the official code's: the first prediction is uniform, whatever the features' scale
 
 
@@ -57,11 +64,11 @@ class Recipe:
 class Feed(Protocol):
     """A task's pictures by row, ready for one encoder, with their classes in `labels`."""
 
-    labels: Int64[Tensor, "images"]
+    labels: Int64[Tensor, "images *classes"]
 
     def training(
         self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
-    ) -> Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
+    ) -> Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]]:
         """`num_steps` batches of augmented, normalised pictures of these rows, with their classes."""
 
     def centred(
@@ -132,7 +139,7 @@ def mixed(
 
 def train(
     classifier: Classifier,
-    batches: Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]],
+    batches: Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]],
     recipe: Recipe,
     lr: float,
     num_steps: int,
@@ -147,12 +154,17 @@ def train(
     for step, (images, labels) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"] * factor(step, num_steps, recipe.warmup)
-        targets = F.one_hot(labels, classifier.head.out_features).float()
+        several = labels.ndim == 2
+        targets = labels if several else F.one_hot(labels, classifier.head.out_features).float()
         if recipe.mixup > 0:
+            assert not several, "what cannot be judged cannot be mixed"
             images, targets = mixed(images, targets, recipe.mixup, recipe.seed, step)
         with autocast(device, "auto"):
             logits = classifier(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
+        if several:
+            loss = binary_loss(logits.float(), labels)
+        else:
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
         auxiliary = classifier.encoder.auxiliary_loss()
         if auxiliary is not None:
             loss = loss + auxiliary
@@ -166,15 +178,27 @@ def train(
     return bool(total.isfinite())
 
 
+def binary_loss(
+    logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """Mean binary cross-entropy of what can be judged: labels 1 and 0, not -1."""
+    judged = (labels >= 0).float()
+    sums = F.binary_cross_entropy_with_logits(logits, labels.clamp_min(0).float(), judged, reduction="sum")
+    return sums / judged.sum().clamp_min(1)
+
+
 @torch.no_grad()
 def predict(
     classifier: Classifier, feed: Feed, rows: Int64[Tensor, "rows"]
-) -> tuple[Int64[Tensor, "readable"], Int64[Tensor, "readable"]]:
-    """(predicted classes, true classes) of those of the rows whose picture can be read."""
+) -> tuple[Shaped[Tensor, "readable *classes"], Int64[Tensor, "readable *classes"]]:
+    """(predicted, true) of those of the rows whose picture can be read: classes, or probabilities of several."""
     classifier.eval()
     found, seen = [], []
+    several = feed.labels.ndim == 2
     for images, batch in feed.centred(rows):
-        found.append(classifier(images).argmax(dim=1).cpu())
+        logits = classifier(images)
+        # In float64, where large logits do not all become 1.
+        found.append((logits.double().sigmoid() if several else logits.argmax(dim=1)).cpu())
         seen.append(batch.cpu())
     return torch.cat(found), feed.labels[torch.cat(seen)]
 
@@ -195,9 +219,11 @@ def finetune(
 ) -> Outcome:
     """Choose the learning rate on `val_rows` of `pool`, train on all of it, predict `test` once.
 
-    UserError where no learning rate keeps the loss finite.
+    Without `val_rows` the middle one is taken. UserError where no learning rate keeps the loss finite.
     """
     lrs = sorted(set(lrs))
+    if not len(val_rows):
+        lrs = lrs[len(lrs) // 2 :][:1]
     all_rows = torch.cat([train_rows, val_rows])
     choices = len(lrs) if len(lrs) > 1 else 0
     runs = choices * [train_rows] + [all_rows]
@@ -214,7 +240,17 @@ def finetune(
         num_steps = recipe.num_steps(len(rows))
         classifier = Classifier(encoder.trainable(), encoder.width, num_classes, recipe.seed).to(device)
         batches = pool.training(rows, recipe, num_steps)
-        return classifier if train(classifier, batches, recipe, lr, num_steps, bar.advance) else None
+        return classifier if train(classifier, batches, recipe, lr, num_steps, advance) else None
+
+    first: list[float] = []  # when the first steps ended
+
+    def advance(count: int) -> None:
+        bar.advance(count)
+        if len(first) <= MEASURED:
+            first.append(time.monotonic())
+            if len(first) > MEASURED:  # the very first step is slower
+                seconds = (first[-1] - first[0]) / MEASURED / recipe.batch_size * num_images
+                say(f"{what}: about {clock(seconds)} in all, by its first steps", quiet or seconds < LONG)
 
     with track(num_images, what, quiet=quiet) as bar:
         scores: list[float | None] = []
@@ -241,7 +277,7 @@ def finetune(
         "layer_decay": recipe.layer_decay,
         "weight_decay": recipe.weight_decay,
         "warmup": recipe.warmup,
-        "smoothing": recipe.smoothing,
+        "smoothing": 0.0 if pool.labels.ndim == 2 else recipe.smoothing,
         "min_crop": recipe.min_crop,
         "flip": recipe.flip,
         "mixup": recipe.mixup,

@@ -4,6 +4,7 @@ Train and val make up one pool, whose rows say which is which, so that the featu
 refitting on train + val is a matter of rows.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import accumulate
@@ -15,18 +16,25 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from moce.engine.devices import num_workers_of
-from moce.engine.progress import track
+from moce.engine.progress import clock, say, track
 from moce.errors import UserError
 from moce.images.augment import finish, flips
 from moce.images.loader import centred_batches, survey, training_batches
 from moce.images.sampler import Order
 from moce.images.sources import Source
 from moce.transfer.encoder import Encoder
-from moce.transfer.finetune import Recipe
+from moce.transfer.finetune import LONG, Recipe
 from moce.transfer.probe import Labelled
 
 BATCH = 128  # pictures per pass of a frozen encoder
+SAMPLE = 32  # pictures that say how long all of them will take
 KEPT = 64  # sets of features that a process keeps
+
+
+def several_of(parts: list[Source]) -> Int64[np.ndarray, "images classes"] | None:
+    """1, 0 or -1 for each class, of sources whose pictures show several; None of others."""
+    targets = [part.targets for part in parts if getattr(part, "targets", None) is not None]  # type: ignore[attr-defined]
+    return np.concatenate(targets) if targets and len(targets) == len(parts) else None
 
 
 class Joined:
@@ -39,6 +47,7 @@ class Joined:
         self.channels = getattr(parts[0], "channels", 3)
         labels = [part.labels for part in parts if part.labels is not None]
         self.labels = np.concatenate(labels) if len(labels) == len(parts) else None
+        self.targets = several_of(parts)
         self._starts = [0, *accumulate(len(part) for part in parts)]
 
     def __len__(self) -> int:
@@ -82,14 +91,15 @@ class Pictures:
         num_workers: int = 0,
         quiet: bool = False,
     ) -> None:
-        if source.labels is None:
+        labels = several_of([source]) if source.labels is None else source.labels
+        if labels is None:
             raise UserError(
                 f"'{source.uri}' has no labels, and an evaluation needs them; put the pictures of each class into a "
                 "folder of their own, or give a parquet file with a column 'label'."
             )
         self.source, self.encoder, self.device = source, encoder, device
         self.num_workers, self.quiet = num_workers_of(num_workers), quiet
-        self.labels: Int64[Tensor, "images"] = torch.from_numpy(source.labels)
+        self.labels: Int64[Tensor, "images *classes"] = torch.from_numpy(labels)
         self.was_read = torch.zeros(len(source), dtype=torch.bool)  # by index, by any pass over central crops
 
     def _normalised(self, images: UInt8[Tensor, "batch channels h w"], flip: Tensor | None = None) -> Tensor:
@@ -97,7 +107,7 @@ class Pictures:
 
     def training(
         self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
-    ) -> Iterator[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
+    ) -> Iterator[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]]:
         """`num_steps` batches of random crops of these rows, half of them mirrored, with their classes."""
         order = Order(len(self.source), recipe.batch_size, recipe.seed, allowed=rows.numpy())
         batches = training_batches(
@@ -137,6 +147,21 @@ class Pictures:
             self.was_read[indices] = True
             yield indices, images
 
+    def _say_cost(self) -> None:
+        """How long the pass over all pictures will take, by a few of them; said where it is long."""
+        sample = torch.linspace(0, len(self.source) - 1, SAMPLE).long().unique()
+        if len(self.source) < 20 * SAMPLE:
+            return
+        took = []
+        for _ in range(2):  # the first time is slower
+            start = time.monotonic()
+            for _, images in self._crops(sample):
+                self.encoder.features(images)
+            took.append(time.monotonic() - start)
+        seconds = took[-1] / len(sample) * len(self.source)
+        if seconds >= LONG:
+            say(f"{self.source.uri}: {len(self.source):,} pictures once, at most about {clock(seconds)}")
+
     def features(self) -> "Features":
         """Features of all pictures that can be read; computed once per encoder and set of pictures in a process."""
         seen = self.encoder  # a network without positions has the same weights for every size
@@ -144,6 +169,8 @@ class Pictures:
         key = (seen.fingerprint, self.source.uri, self.source.fingerprint(), *how)
         if key not in _kept:
             vectors, rows = [], []
+            if not self.quiet:
+                self._say_cost()
             with track(len(self.source), f"features of {self.source.uri}", quiet=self.quiet) as bar:
                 for indices, images in self._crops():
                     vectors.append(self.encoder.features(images))

@@ -1,8 +1,11 @@
 """Probes on frozen features: weighted nearest neighbours and multinomial logistic regression.
 
-Both follow one protocol: fit on train, choose on val, refit on train + val, predict test once.
+Both follow one protocol: fit on train, choose on val, refit on train + val, predict test once. With few shots there is
+no val: the choice is made by leaving out one image of each class in turn (of more than five, a fifth of them), and with
+one image of a class there is none: k is the smallest of the grid and C is 1, as in scikit-learn.
 
 Nearest neighbours: each of the k most similar training images (cosine s) votes for its class with weight exp(s / T).
+Where images show several classes the score of a class is the weighted share of the neighbours that show it.
 Logistic regression: minimise over (W, b)
 
     1/n sum_i CE(W x_i + b, y_i)  +  1/(2 C n) |W|^2
@@ -11,39 +14,77 @@ which is scikit-learn's `LogisticRegression(C=C)`, on features standardised with
 The solver is L-BFGS, with one difference from the textbook: it works in the eigenbasis of the features, each direction
 scaled by (lambda_j / classes + 1/(C n))^-1/2, the curvature at the start. A rotation leaves |W|^2 as it is and a change
 of variable leaves the minimum where it is; only the number of steps falls, several-fold, because the features of a
-masked autoencoder are strongly correlated.
+masked autoencoder are strongly correlated. Where images show several classes, each class has a binary regression of its
+own with the same C (the curvature is lambda_j / 4), of the images in which it can be judged.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from moce.transfer.metrics import Score
 
 INVERSE_L2 = tuple(10 ** (half / 2) for half in range(-8, 5))  # 1e-4 ... 100, two a decade
+FIXED_C = 1.0  # where nothing can be left out to choose it by
+FOLDS = 5
+EVALUATIONS = 50  # of the loss in a fit, the median on eleven small tasks (M)
 
 
 class Labelled(NamedTuple):
-    """Features and classes of some images, in the same order."""
+    """Features and classes of some images, in the same order; with several classes an image 1, 0 or -1 for each."""
 
     features: Float[Tensor, "images width"]
-    labels: Int64[Tensor, "images"]
+    labels: Int64[Tensor, "images *classes"]
 
 
 class Outcome(NamedTuple):
-    """Predicted and true classes of the test images, and what was chosen on the way there."""
+    """Predicted and true classes of the test images, and what was chosen on the way there.
 
-    predictions: Int64[Tensor, "images"]
-    labels: Int64[Tensor, "images"]
+    With several classes an image, predictions are a score for each.
+    """
+
+    predictions: Shaped[Tensor, "images *classes"]
+    labels: Int64[Tensor, "images *classes"]
     settings: dict[str, Any]
 
 
-def joined(train: Labelled, val: Labelled) -> Labelled:
+def joined(train: Labelled, val: Labelled | None) -> Labelled:
+    if val is None:
+        return train
     return Labelled(torch.cat([train.features, val.features]), torch.cat([train.labels, val.labels]))
+
+
+def folds(train: Labelled, val: Labelled | None) -> list[tuple[Labelled, Labelled]]:
+    """What to fit on and what to choose on: train and val, or without val what is left out in turn and the rest.
+
+    Nothing where no class has two images. With few shots all classes have as many, and a fold leaves out as many.
+    """
+    if val is not None:
+        return [(train, val)]
+    labels = train.labels
+    same = labels[:, None] == labels[None, :]
+    rank = same.tril(-1).sum(dim=1)  # how many of the same class come before
+    num = min(int(rank.max()) + 1, FOLDS)
+    if num < 2:
+        return []
+    parts = [(rank % num != fold, rank % num == fold) for fold in range(num)]
+    return [(part(train, kept), part(train, left_out)) for kept, left_out in parts]
+
+
+def part(data: Labelled, chosen: Bool[Tensor, "images"]) -> Labelled:
+    return Labelled(data.features[chosen], data.labels[chosen])
+
+
+def mean_score(
+    score: Score, predicted: Sequence[Tensor], pairs: Sequence[tuple[Labelled, Labelled]]
+) -> float:
+    """Mean over the folds of what predictions of the held-out images are worth."""
+    return sum(score(p, held.labels) for p, (_, held) in zip(predicted, pairs, strict=True)) / len(pairs)
 
 
 # ---------------------------------------------------------------------------------------------- nearest neighbours
@@ -62,37 +103,50 @@ def neighbours(
 
 def vote(
     similarities: Float64[Tensor, "queries k"],
-    labels: Int64[Tensor, "queries k"],
+    labels: Int64[Tensor, "queries k *classes"],
     num_classes: int,
     temperature: float,
-) -> Int64[Tensor, "queries"]:
-    """The class with the largest sum of exp(similarity / T) over the neighbours; the first one in a tie."""
+) -> Shaped[Tensor, "queries *classes"]:
+    """The class with the largest sum of exp(similarity / T) over the neighbours; the first one in a tie.
+
+    With several classes an image, for each class the weighted share of the neighbours that show it, 0 where none of
+    them can be judged.
+    """
     # The best similarity is taken off before exp: a factor common to all votes of a query, and no overflow at small T.
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
+    if labels.ndim == 3:
+        judged = (weights[..., None] * (labels >= 0)).sum(dim=1)
+        return (weights[..., None] * (labels == 1)).sum(dim=1) / judged.clamp_min(1e-300)
     votes = torch.zeros(len(labels), num_classes, dtype=weights.dtype, device=weights.device)
     return votes.scatter_add_(1, labels, weights).argmax(dim=1)
 
 
 def knn(
     train: Labelled,
-    val: Labelled,
+    val: Labelled | None,
     test: Labelled,
     num_classes: int,
     score: Score,
     ks: Sequence[int],
     temperatures: Sequence[float],
 ) -> Outcome:
-    """Weighted nearest neighbours: k and T chosen on val, then train + val as the bank for test."""
-    ks = sorted({min(k, len(train.labels)) for k in ks})
-    similarities, indices = neighbours(train.features, val.features, ks[-1])
-    near = train.labels[indices]
-    tried = [
-        (score(vote(similarities[:, :k], near[:, :k], num_classes, t), val.labels), k, t)
-        for k in ks
-        for t in temperatures
-    ]
-    best, k, temperature = max(tried, key=lambda row: row[0])  # the first of equals: fewest neighbours
-    bank = joined(train, val)
+    """Weighted nearest neighbours: k and T chosen on val, train + val as the bank for test. Without val: `folds`."""
+    pairs, bank = folds(train, val), joined(train, val)
+    fewest = min((len(fit.labels) for fit, _ in pairs), default=len(bank.labels))
+    ks = sorted({min(k, fewest) for k in ks})
+    near = [neighbours(fit.features, held.features, ks[-1]) for fit, held in pairs]
+
+    def tried(k: int, t: float) -> float:
+        found = [
+            vote(cosines[:, :k], fit.labels[indices[:, :k]], num_classes, t)
+            for (cosines, indices), (fit, _) in zip(near, pairs, strict=True)
+        ]
+        return mean_score(score, found, pairs)
+
+    best, k, temperature = None, ks[0], temperatures[0]
+    if pairs:  # the first of equals: fewest neighbours
+        rows = [(tried(k, t), k, t) for k in ks for t in temperatures]
+        best, k, temperature = max(rows, key=lambda row: row[0])
     similarities, indices = neighbours(bank.features, test.features, k)
     settings = {
         "k": k,
@@ -116,12 +170,15 @@ class Logistic(NamedTuple):
     bias: Float64[Tensor, "classes"]
     evaluations: int
     gradient: float  # largest entry of the scaled gradient where the solver stopped
+    several: bool = False  # classes an image
 
     def logits(self, features: Float[Tensor, "images width"]) -> Float64[Tensor, "images classes"]:
         return (features.double() - self.mean) / self.std @ self.weight + self.bias
 
-    def predict(self, features: Float[Tensor, "images width"]) -> Int64[Tensor, "images"]:
-        return self.logits(features).argmax(dim=1)
+    def predict(self, features: Float[Tensor, "images width"]) -> Shaped[Tensor, "images *classes"]:
+        """The class, or the probability of each where an image may show several."""
+        logits = self.logits(features)
+        return logits.sigmoid() if self.several else logits.argmax(dim=1)
 
 
 def fit_logistic(
@@ -147,11 +204,16 @@ def fit_logistic(
 
     weight = x.new_zeros(x.shape[1], num_classes)
     bias = x.new_zeros(num_classes)
-    bias_scale = num_classes**0.5
+    several = data.labels.ndim == 2
+    flatness = (
+        4 if several else num_classes
+    )  # 1 / (p (1 - p)) of a binary, about 1 / p of a uniform prediction
+    bias_scale = flatness**0.5
+    judged, shown = (data.labels >= 0).double(), data.labels.clamp_min(0)
     fits = {}
     for c in sorted(cs):
         l2 = 1 / (c * num_images)
-        scale = (spectrum.clamp_min(0) / num_classes + l2).rsqrt()[:, None]
+        scale = (spectrum.clamp_min(0) / flatness + l2).rsqrt()[:, None]
         scaled = x * scale.T
         v = torch.cat([weight / scale, bias[None] / bias_scale]).requires_grad_()
         solver = torch.optim.LBFGS(
@@ -166,7 +228,12 @@ def fit_logistic(
 
         def closure(v: Tensor = v, scaled: Tensor = scaled, scale: Tensor = scale, l2: float = l2) -> Tensor:
             logits = torch.addmm(v[-1] * bias_scale, scaled, v[:-1])
-            loss = F.cross_entropy(logits, data.labels) + l2 / 2 * (v[:-1] * scale).square().sum()
+            if several:
+                sums = F.binary_cross_entropy_with_logits(logits, shown.double(), judged, reduction="sum")
+                error = sums / num_images
+            else:
+                error = F.cross_entropy(logits, data.labels)
+            loss = error + l2 / 2 * (v[:-1] * scale).square().sum()
             (v.grad,) = torch.autograd.grad(loss, v)
             return loss.detach()
 
@@ -176,31 +243,47 @@ def fit_logistic(
         gradient = v.grad.abs().max().item() if v.grad is not None else 0.0
         weight, bias = (v[:-1] * scale).detach(), (v[-1] * bias_scale).detach()
         evaluations = solver.state[v]["func_evals"]
-        fits[c] = Logistic(mean, std, basis @ weight, bias, evaluations, gradient)
+        fits[c] = Logistic(mean, std, basis @ weight, bias, evaluations, gradient, several)
         tick()
     return [fits[c] for c in cs]
 
 
+def fitting_seconds(num_images: int, width: int, num_classes: int, num_fits: int) -> float:
+    """About how long so many fits take, by two products of some of the rows: what an evaluation consists of."""
+    rows = torch.ones(min(num_images, 4096), width, dtype=torch.float64)
+    weight = torch.ones(width, num_classes, dtype=torch.float64)
+    for _ in range(2):  # the first time is slower
+        start = time.perf_counter()
+        rows.T @ (rows @ weight)
+        took = time.perf_counter() - start
+    return took / len(rows) * num_images * num_fits * EVALUATIONS
+
+
 def linear(
     train: Labelled,
-    val: Labelled,
+    val: Labelled | None,
     test: Labelled,
     num_classes: int,
     score: Score,
     cs: Sequence[float] = INVERSE_L2,
     tick: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Logistic regression: C chosen on val, refitted on train + val, predicted on test once."""
-    cs = sorted(cs)
-    fits = fit_logistic(train, num_classes, cs, tick=tick)
-    tried = [score(fit.predict(val.features), val.labels) for fit in fits]
-    best = max(range(len(cs)), key=tried.__getitem__)  # the first of equals: the strongest penalty
-    # The value before the chosen one is fitted only as a start, nearer than zero; the minimum is the same.
-    final = fit_logistic(joined(train, val), num_classes, cs[max(0, best - 1) : best + 1], tick=tick)[-1]
+    """Logistic regression: C chosen on val, refitted on train + val, predicted on test once. Without val: `folds`."""
+    cs, pairs, whole = sorted(cs), folds(train, val), joined(train, val)
+    fits = [fit_logistic(fit, num_classes, cs, tick=tick) for fit, _ in pairs]
+    tried = [
+        mean_score(score, [fit.predict(held.features) for fit, (_, held) in zip(row, pairs)], pairs)
+        for row in zip(*fits)
+    ]
+    # The first of equals: the strongest penalty. The value before the chosen one is fitted only as a start, nearer than
+    # zero; the minimum is the same.
+    best = max(range(len(tried)), key=tried.__getitem__) if tried else None
+    last = [FIXED_C] if best is None else cs[max(0, best - 1) : best + 1]
+    final = fit_logistic(whole, num_classes, last, tick=tick)[-1]
     settings = {
-        "C": cs[best],
+        "C": last[-1],
         "grid": {"C": cs},
-        "val_score": tried[best],
+        "val_score": None if best is None else tried[best],
         "val_scores": tried,
         "standardised": "mean and deviation of the images fitted on",
         "solver": {"evaluations": final.evaluations, "largest_gradient": final.gradient},
