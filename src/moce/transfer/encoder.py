@@ -13,6 +13,7 @@ Other people's models are in rivals.py.
 """
 
 import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -35,6 +36,7 @@ from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
+from moce.model.windows import as_map, global_blocks, in_windows
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
 
 CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
@@ -44,6 +46,7 @@ class Trainable(nn.Module):
     """A network from normalised pictures to features, with what layer-wise learning rates need to know."""
 
     num_layers: int  # layer 0 is all before the first block, block i is layer i + 1, the final norm is layer num_layers
+    patch_size: tuple[int, int] | None = None  # height and width; None where there are no patches to make a map of
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, by its name in this module."""
@@ -56,6 +59,15 @@ class Trainable(nn.Module):
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters that fine-tuning moves."""
         return self.parameters()
+
+    def feature_map(
+        self, images: Float[Tensor, "images channels h w"], window: int = 0
+    ) -> Float[Tensor, "images width rows columns"]:
+        """The patch tokens after the final norm, where they lie; only where there is a `patch_size`.
+
+        With a window only four blocks see all patches, the others windows of so many x so many (model/windows.py).
+        """
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -131,13 +143,31 @@ class PlainViT(Trainable):
         super().__init__()
         self.vit = vit
         self.num_layers = len(vit.blocks) + 1
+        self.patch_size = tuple(vit.patch_embed.patch_size)
 
-    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
+    def _choose_attention(self, device: torch.device) -> None:
         # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
-        fused = images.device.type != "cpu" or not torch.is_grad_enabled()
+        fused = device.type != "cpu" or not torch.is_grad_enabled()
         for block in self.vit.blocks:
             block.attn.fused_attn = fused
+
+    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
+        self._choose_attention(images.device)
         return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].float().mean(dim=1)
+
+    def feature_map(
+        self, images: Float[Tensor, "images channels h w"], window: int = 0
+    ) -> Float[Tensor, "images width rows columns"]:
+        self._choose_attention(images.device)
+        vit, grid = self.vit, tuple(self.vit.patch_embed.grid_size)
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        whole = global_blocks(len(vit.blocks))
+        for layer, block in enumerate(vit.blocks):
+            if window and layer not in whole:
+                tokens = in_windows(block, tokens, grid, window, vit.num_prefix_tokens)
+            else:
+                tokens = block(tokens)
+        return as_map(vit.norm(tokens), grid, vit.num_prefix_tokens)
 
     def layer_of(self, name: str) -> int:
         return vit_layer(name.removeprefix("vit."), self.num_layers)
@@ -162,6 +192,7 @@ class RoutedViT(Trainable):
         assert model.expert_shape.gate == "token", "only token gates can do without a cluster"
         self.model, self.balance = model, balance
         self.num_layers = len(model.encoder.blocks) + 1
+        self.patch_size = model.shape.patch_size
         self._router: TokenRouter | None = None
 
     def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
@@ -171,6 +202,20 @@ class RoutedViT(Trainable):
         # What a router holds is a graph of this pass: nothing to carry along where no gradient is asked for.
         self._router = router if torch.is_grad_enabled() else None
         return features
+
+    def feature_map(
+        self, images: Float[Tensor, "images channels h w"], window: int = 0
+    ) -> Float[Tensor, "images width rows columns"]:
+        router, model = self.model.router(), self.model
+        assert isinstance(router, TokenRouter)
+        tokens, grid = model.placed(*model.everything(images)), model.shape.grid
+        depth = len(model.encoder.blocks)
+        for layer in range(depth):
+            block = functools.partial(model.block, layer, router=router)
+            windowed = window and layer not in global_blocks(depth)
+            tokens = in_windows(block, tokens, grid, window, 1) if windowed else block(tokens)
+        self._router = router if torch.is_grad_enabled() else None
+        return as_map(model.encoder.norm(tokens), grid, 1)
 
     def layer_of(self, name: str) -> int:
         if name.startswith("model.gate."):  # one tensor for all expert layers; it goes with the last of them
@@ -190,6 +235,17 @@ class RoutedViT(Trainable):
             load = load_loss(logits, logits, shape.top_k, max(shape.noise / shape.num_experts, 1e-6))
             losses.append((importance_loss(logits.softmax(dim=1)) + load) / 2)
         return self.balance * torch.stack(losses).mean()
+
+
+def require_map(encoder: Encoder, protocol: str) -> Trainable:
+    """A fresh copy of an encoder that gives a map of its patches; UserError for one that does not."""
+    network = encoder.trainable()
+    if network.patch_size is None:
+        raise UserError(
+            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, timm's "
+            "with a norm after its last block, or a ViTMAE)."
+        )
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------- loaders
