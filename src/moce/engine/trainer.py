@@ -140,8 +140,8 @@ def train(
     """Train `objective` for `plan.num_steps`, continuing from the run's newest checkpoint.
 
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
-    the run's result. Raises UserError when the loss is not finite, naming the option to `lower`; the last good checkpoint
-    stays.
+    the run's result. Raises UserError when the loss is not finite, naming the option to `lower`; the last good
+    checkpoint stays.
     """
     processes = group()
     device = pick_device(config.device)

@@ -9,15 +9,18 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
-from torch import cat
+from torch import Tensor, cat
 
 GLOBAL = 4  # blocks that see the whole map (ViTDet)
 
 
 def global_blocks(depth: int, count: int = GLOBAL) -> set[int]:
     """The last block of each of `count` even stretches of `depth` blocks: 2, 5, 8, 11 of 12."""
-    return {depth * (i + 1) // count - 1 for i in range(min(count, depth))} if depth > count else set(range(depth))
+    return (
+        {depth * (i + 1) // count - 1 for i in range(min(count, depth))}
+        if depth > count
+        else set(range(depth))
+    )
 
 
 def in_windows(
@@ -35,7 +38,10 @@ def in_windows(
     prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]
     rows, columns = grid
     down, across = -(-rows // side), -(-columns // side)
-    laid = F.pad(patches.reshape(images, rows, columns, width), (0, 0, 0, across * side - columns, 0, down * side - rows))
+    laid = F.pad(
+        patches.reshape(images, rows, columns, width),
+        (0, 0, 0, across * side - columns, 0, down * side - rows),
+    )
     cut = laid.view(images, down, side, across, side, width).transpose(2, 3).reshape(-1, side * side, width)
     shared = prefix.repeat_interleave(down * across, dim=0)
     out = block(cat([shared, cut], dim=1))

@@ -36,8 +36,8 @@ from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
-from moce.model.windows import as_map, global_blocks, in_windows
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
+from moce.model.windows import as_map, global_blocks, in_windows
 
 CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
 
@@ -46,7 +46,9 @@ class Trainable(nn.Module):
     """A network from normalised pictures to features, with what layer-wise learning rates need to know."""
 
     num_layers: int  # layer 0 is all before the first block, block i is layer i + 1, the final norm is layer num_layers
-    patch_size: tuple[int, int] | None = None  # height and width; None where there are no patches to make a map of
+    patch_size: tuple[int, int] | None = (
+        None  # height and width; None where there are no patches to make a map of
+    )
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, by its name in this module."""
@@ -242,8 +244,8 @@ def require_map(encoder: Encoder, protocol: str) -> Trainable:
     network = encoder.trainable()
     if network.patch_size is None:
         raise UserError(
-            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, timm's "
-            "with a norm after its last block, or a ViTMAE)."
+            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, "
+            "timm's with a norm after its last block, or a ViTMAE)."
         )
     return network
 

@@ -74,7 +74,9 @@ def protocols_of(option: str) -> list[str]:
             hint = did_you_mean(name, PROTOCOLS + LATER)
             raise UserError(f"There is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
         if name in ALONE and len(protocols) > 1:
-            raise UserError(f"--protocol {name} goes alone: its sets are of another kind than those of the others.")
+            raise UserError(
+                f"--protocol {name} goes alone: its sets are of another kind than those of the others."
+            )
     return protocols
 
 

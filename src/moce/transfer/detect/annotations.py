@@ -1,8 +1,8 @@
 """The annotations of a set in COCO's format, checked: boxes, categories and masks that can be learned from.
 
-A box that reaches out of its picture is cut off at the border; one of which less than half lies inside is refused. Boxes
-without an area (COCO itself has a few) are counted and not learned from. Masks are polygons, run lengths as a list, or run
-lengths as COCO's text.
+A box may reach out of its picture, but one of which less than half lies inside is refused. Boxes without an area (COCO
+itself has a few) are counted and not learned from. Masks are polygons, run lengths as a list, or run lengths as COCO's
+text.
 """
 
 import math
@@ -32,7 +32,10 @@ def read_split(path: Path) -> Split:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path} is not in COCO's format: it has no list '{key}'.")
-    images, categories = by_id(content["images"], path, "image"), by_id(content["categories"], path, "category")
+    images, categories = (
+        by_id(content["images"], path, "image"),
+        by_id(content["categories"], path, "category"),
+    )
     for number, image in images.items():
         size = (image.get("height"), image.get("width"))
         if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) and s > 0 for s in size):
@@ -89,8 +92,8 @@ def check_box(box: Any, height: int, width: int, who: str) -> float:
     inside = max(min(left + wide, width) - max(left, 0), 0) * max(min(top + high, height) - max(top, 0), 0)
     if inside < INSIDE * wide * high:
         raise UserError(
-            f"{who} has the box {box}, of which less than half lies in its picture of {width} x {height}: is it left, top, "
-            "width, height in pixels of this picture?"
+            f"{who} has the box {box}, of which less than half lies in its picture of {width} x {height}: is it left, "
+            "top, width, height in pixels of this picture?"
         )
     return inside
 
@@ -99,7 +102,9 @@ def check_mask(mask: Any, height: int, width: int, who: str) -> None:
     """UserError for a mask that is none, or one of a picture of another size."""
     if isinstance(mask, dict):
         if mask.get("size") != [height, width]:
-            raise UserError(f"{who} has a mask of {mask.get('size')}; its picture is [{height}, {width}] (height, width).")
+            raise UserError(
+                f"{who} has a mask of {mask.get('size')}; its picture is [{height}, {width}] (height, width)."
+            )
         counts = mask.get("counts")
         runs = run_lengths(counts) if isinstance(counts, str) else counts
         if not isinstance(runs, list) or not all(isinstance(run, int) and run >= 0 for run in runs):
@@ -108,9 +113,12 @@ def check_mask(mask: Any, height: int, width: int, who: str) -> None:
             raise UserError(f"{who} has a mask of {sum(runs)} pixels; its picture has {height * width}.")
         return
     polygons = mask if isinstance(mask, list) else []
-    if not polygons or not all(is_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 for part in polygons):
+    if not polygons or not all(
+        is_numbers(part) and len(part) >= 6 and len(part) % 2 == 0 for part in polygons
+    ):
         raise UserError(
-            f"{who} has no mask: segmentation must be run lengths, or polygons of at least three points (x, y, x, y, ...)."
+            f"{who} has no mask: segmentation must be run lengths, or polygons of at least three points (x, y, x, "
+            "y, ...)."
         )
 
 

@@ -1,7 +1,7 @@
 """COCO's mean average precision of boxes and masks, computed by faster-coco-eval.
 
-Average precision over overlaps of 0.50 to 0.95, categories and, for small, medium and large, areas below 32^2, below 96^2
-and above; at most 100 detections a picture. Crowds count neither way.
+Average precision over overlaps of 0.50 to 0.95 and categories; for small, medium and large ones of areas below 32^2,
+below 96^2 and above; at most 100 detections a picture. Crowds count neither way.
 """
 
 import copy
@@ -42,11 +42,13 @@ def mask_library() -> ModuleType:
     return mask
 
 
-def coco_map(truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[dict[str, float | None], list[float | None]]:
+def coco_map(
+    truth: dict[str, Any], results: list[dict[str, Any]]
+) -> tuple[dict[str, float | None], list[float | None]]:
     """(scores, box mAP of each category) of results in COCO's format.
 
-    Scores are box_map, box_map_50, box_map_75, box_map_small, box_map_medium, box_map_large and the same of mask_map, 0 to
-    1; None where there is nothing of that kind to find.
+    Scores are box_map, box_map_50, box_map_75, box_map_small, box_map_medium, box_map_large and the same of mask_map,
+    0 to 1; None where there is nothing of that kind to find.
     """
     found = library()
     scores: dict[str, float | None] = {}

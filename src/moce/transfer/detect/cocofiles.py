@@ -1,7 +1,8 @@
 """Where a set in COCO's format lies: the JSON of each split, and its pictures in a folder or a zip.
 
-    instances_{train,val,test}.json     in the folder or its annotations/, with a year or without (instances_train2017.json)
-    the pictures, by their file_name    in the folder, images/, train2017/, images/train2017/; or in images.zip, train2017.zip
+The JSON is instances_{train,val,test}.json, with a year or without (instances_train2017.json), in the folder or its
+annotations/. The pictures lie under their file_name in the folder, images/, train2017/ or images/train2017/, or in
+images.zip or train2017.zip under the same.
 """
 
 import os
@@ -25,7 +26,9 @@ def coco_folder(task: str, root: str | None) -> Path:
         return folder
     if root is None:
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"There is no folder '{task}' of a set in COCO's format.{did_you_mean(folder.name, beside)}")
+        raise UserError(
+            f"There is no folder '{task}' of a set in COCO's format.{did_you_mean(folder.name, beside)}"
+        )
     above = Path(root).expanduser()
     if not above.is_dir():
         raise UserError(f"There is no folder {root} (--data-root).")
@@ -74,7 +77,11 @@ class Pictures:
 
     def lacking(self, names: Sequence[str]) -> list[str]:
         """Those of them that are not."""
-        return [name for name in names if not self.there([name])] if self.place.is_dir() else self._not_members(names)
+        return (
+            [name for name in names if not self.there([name])]
+            if self.place.is_dir()
+            else self._not_members(names)
+        )
 
     def _not_members(self, names: Sequence[str]) -> list[str]:
         members = set(self._opened().namelist())
@@ -94,13 +101,16 @@ def find_pictures(folder: Path, annotations: Path, names: Sequence[str]) -> Pict
     """Where the pictures lie that a split's JSON names; UserError where one is missing or its path leads out."""
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise UserError(f"{annotations} names the picture '{name}', whose path leads out of the set; such a file is not to be trusted.")
+            raise UserError(
+                f"{annotations} names the picture '{name}', whose path leads out of the set; such a file is "
+                "not to be trusted."
+            )
     best = max(places(folder, annotations), key=lambda place: place.there(names))
     if lacking := best.lacking(names):
         if len(lacking) == len(names):
             raise UserError(
-                f"None of the {len(names)} pictures of {annotations} is in {folder}, its images/ or its zip files (such as "
-                f"'{names[0]}'): put them there."
+                f"None of the {len(names)} pictures of {annotations} is in {folder}, its images/ or its zip files "
+                f"(such as '{names[0]}'): put them there."
             )
         raise UserError(
             f"{len(lacking)} of the {len(names)} pictures of {annotations} are not in {best.place} (first: "

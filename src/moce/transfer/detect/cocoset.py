@@ -13,8 +13,8 @@ from moce.errors import UserError
 from moce.images.decode import decode
 from moce.images.sources import even_shards
 from moce.transfer.detect.annotations import Split, read_split
-from moce.transfer.detect.cocofiles import coco_folder, find_pictures, split_files
 from moce.transfer.detect.coco_map import mask_library
+from moce.transfer.detect.cocofiles import coco_folder, find_pictures, split_files
 
 
 class CocoSet:
@@ -60,11 +60,15 @@ class CocoSet:
             )
         return image, None
 
-    def instances(self, index: int) -> tuple[UInt8[Tensor, "instances rows columns"], Int64[Tensor, "instances"]]:
+    def instances(
+        self, index: int
+    ) -> tuple[UInt8[Tensor, "instances rows columns"], Int64[Tensor, "instances"]]:
         """(masks, labels from 1 on) of what one can learn from in a picture."""
         height, width = self.size(index)
         usable = self.split.usable[index]
-        masks = [torch.from_numpy(np.ascontiguousarray(mask_of(a["segmentation"], height, width))) for a in usable]
+        masks = [
+            torch.from_numpy(np.ascontiguousarray(mask_of(a["segmentation"], height, width))) for a in usable
+        ]
         labels = torch.tensor([self.number[a["category_id"]] for a in usable], dtype=torch.int64)
         return torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.uint8), labels
 
@@ -131,7 +135,9 @@ def open_coco(task: str, root: str | None, channels: int = 3) -> CocoTask:
         number, name = unknown[0]
         raise UserError(f"{test.path} has the category {number} '{name}', which {train.path} lacks.")
     if not any(train.usable):
-        raise UserError(f"{train.path} has no object to learn from: no annotation but crowds and boxes without an area.")
+        raise UserError(
+            f"{train.path} has no object to learn from: no annotation but crowds and boxes without an area."
+        )
     if not any(test.annotations):
         raise UserError(f"{test.path} has no annotation, so there is nothing to compare with.")
     sets = (CocoSet(folder, split, channels) for split in (train, test._replace(categories=train.categories)))

@@ -1,7 +1,7 @@
 """Mask R-CNN (He et al. 2017) of torchvision on an encoder and its pyramid.
 
-Region proposals, heads, losses and post-processing are torchvision's. Which anchors and regions a step learns from is drawn
-from a seed that goes with the batch, so that a continued run draws the same ones.
+Region proposals, heads, losses and post-processing are torchvision's. Which anchors and regions a step learns from is
+drawn from a seed that goes with the step, so that a continued run draws the same ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from timm.layers import LayerNorm2d
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
@@ -97,7 +97,9 @@ def mask_rcnn(pyramid: Pyramid, num_classes: int, recipe: Recipe) -> MaskRCNN:
     """torchvision's model around a pyramid; `num_classes` without the background."""
     strides = (*STRIDES, 2 * STRIDES[-1]) if recipe.coarsest else STRIDES
     channels, norm = recipe.channels, LayerNorm2d if recipe.norm else None
-    anchors = AnchorGenerator(tuple((recipe.anchor * stride,) for stride in strides), (RATIOS,) * len(strides))
+    anchors = AnchorGenerator(
+        tuple((recipe.anchor * stride,) for stride in strides), (RATIOS,) * len(strides)
+    )
     box_head = FastRCNNConvFCHead(
         (channels, BOX_SIDE, BOX_SIDE), [channels] * recipe.box_convs, [recipe.box_width], norm_layer=norm
     )

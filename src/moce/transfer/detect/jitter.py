@@ -1,8 +1,8 @@
 """Pictures with their boxes and masks as a detector takes them: large-scale jitter (Ghiasi et al. 2021) and mirroring.
 
-A picture is scaled so that its longer side is a random share of the square's, cut to the square at a random place where it
-is larger, and laid in the upper left corner of a grey one where it is smaller. Everything random is a function of (seed,
-epoch, picture). For testing the longer side is the square's. Boxes are those of the masks after all this.
+A picture is scaled so that its longer side is a random share of the square's, cut to the square at a random place where
+it is larger, and laid in the upper left corner of a grey one where it is smaller. Everything random is a function of
+(seed, epoch, picture). For testing the longer side is the square's. Boxes are those of the masks after all this.
 """
 
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from torchvision.ops import masks_to_boxes
 
 from moce.engine.randomness import uniform
+from moce.errors import UserError
 from moce.images.augment import crop_and_resize, flips
 from moce.images.decode import UnreadableImage
 from moce.images.sampler import Order
-from moce.errors import UserError
 from moce.transfer.detect.cocoset import CocoSet
 
 
@@ -76,7 +76,9 @@ def frame(
     masks, labels = masks[kept], labels[kept]
     boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     high, wide = image.shape[1:]
-    square = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)[:, None, None].repeat(1, side, side)
+    square = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)[:, None, None].repeat(
+        1, side, side
+    )
     square[:, :high, :wide] = image
     return Framed(square, (high, wide), boxes, labels, F.pad(masks, (0, side - wide, 0, side - high)))
 
@@ -93,7 +95,14 @@ class JitteredBatches(Dataset):
         mean: tuple[float, ...],
         seed: int,
     ) -> None:
-        self.source, self.order, self.side, self.scales, self.mean, self.seed = source, order, side, scales, mean, seed
+        self.source, self.order, self.side, self.scales, self.mean, self.seed = (
+            source,
+            order,
+            side,
+            scales,
+            mean,
+            seed,
+        )
 
     def __getitem__(self, step: int) -> Any:
         indices, epochs = self.order.batch(step)
@@ -106,8 +115,8 @@ class JitteredBatches(Dataset):
                 image = self.source.get(index)[0]
             except UnreadableImage as error:
                 raise UserError(
-                    f"'{self.source.name(index)}' of {self.source.uri} cannot be read ({error}): repair it, or take it out "
-                    "of the file."
+                    f"'{self.source.name(index)}' of {self.source.uri} cannot be read ({error}): repair it, or take "
+                    "it out of the file."
                 ) from error
             scale = low + (high - low) * chance
             masks, labels = self.source.instances(index)
@@ -117,7 +126,7 @@ class JitteredBatches(Dataset):
 
 
 class FramedPictures(Dataset):
-    """Item i is picture i of the test split in its square: (index, picture, size); (index, None, None) if it is broken."""
+    """Item i is picture i of the test split in its square: (index, picture, size), or (index, None, None)."""
 
     def __init__(self, source: CocoSet, side: int, mean: tuple[float, ...]) -> None:
         self.source, self.side, self.mean = source, side, mean

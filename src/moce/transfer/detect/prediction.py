@@ -39,7 +39,9 @@ def predict(
     held: list[tuple[int, Tensor, tuple[int, int]]] = []
 
     def clear() -> None:
-        images = finish(torch.stack([image for _, image, _ in held]).to(device), None, encoder.mean, encoder.std)
+        images = finish(
+            torch.stack([image for _, image, _ in held]).to(device), None, encoder.mean, encoder.std
+        )
         sizes = [size for _, _, size in held]
         found, _ = detector(images, sizes)
         found = detector.postprocess(found, sizes, [source.size(index) for index, _, _ in held])
@@ -67,7 +69,9 @@ def rows(found: dict[str, Tensor], source: CocoSet, index: int) -> list[dict[str
     boxes[:, 2:] -= boxes[:, :2]
     masks = (found["masks"][:, 0] > 0.5).byte().cpu().numpy()
     made = []
-    for box, score, label, mask in zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), masks):
+    for box, score, label, mask in zip(
+        boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), masks
+    ):
         runs = mask_library().encode(mask.copy(order="F"))
         counts = runs["counts"]
         made.append(
@@ -112,7 +116,9 @@ def drawn(
     kept = [o for o in objects if not o.get("iscrowd") and min(o["bbox"][2:]) > 0]
     if not kept:
         return image
-    colours = [tint(source.number[o["category_id"]] - 1 if len(source.number) > 1 else i) for i, o in enumerate(kept)]
+    colours = [
+        tint(source.number[o["category_id"]] - 1 if len(source.number) > 1 else i) for i, o in enumerate(kept)
+    ]
     masks = torch.stack([torch.from_numpy(mask_of(o["segmentation"], *image.shape[1:])) for o in kept]).bool()
     boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (o["bbox"] for o in kept)])
     texts = [text(o, source) for o in kept]

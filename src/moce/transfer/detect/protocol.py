@@ -1,7 +1,7 @@
 """`evaluate --protocol detect`: train Mask R-CNN on an encoder, test it once, COCO's mAP of boxes and masks.
 
-It is a run: interrupted, the same command goes on from the last checkpoint. One process trains it. There is one learning
-rate, so nothing is chosen; pictures without an object are not trained on.
+It is a run: interrupted, the same command goes on from the last checkpoint. One process trains it. There is one
+learning rate, so nothing is chosen; pictures without an object are not trained on.
 """
 
 import tempfile
@@ -10,12 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from moce.config import EvaluateConfig, Training, pair
 from moce.engine.devices import num_workers_of, peak_rss_bytes
-from moce.engine.files import require_space, write_json, write_whole
+from moce.engine.files import read_json, require_space, write_json, write_whole
 from moce.engine.progress import say
 from moce.engine.runs import Run, open_run, source_commit
 from moce.engine.trainer import Plan, train
@@ -33,7 +34,7 @@ from moce.transfer.detect.training import DetectorObjective
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, require_map
 
 SCHEMA = 1
-WEIGHTS, PREDICTIONS = "detector.safetensors", "predictions.json"
+WEIGHTS, TRAINING, PREDICTIONS = "detector.safetensors", "training.json", "predictions.json"
 BY_PICTURE = ("knn", "oracle")  # strategies that read one class for each picture
 
 
@@ -41,7 +42,9 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
     """The result of a model on a set in COCO's format, as JSON. UserError for what cannot be trained on."""
     library()  # at once, and not after the training that it scores
     if config.task == "all":
-        raise UserError("--task all is for tasks of whole pictures; name one set in COCO's format for --protocol detect.")
+        raise UserError(
+            "--task all is for tasks of whole pictures; name one set in COCO's format for --protocol detect."
+        )
     if len(config.lrs) != 1:
         raise UserError("--protocol detect trains once: give one learning rate as --lrs.")
     if strategy in BY_PICTURE:
@@ -55,8 +58,13 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
     encoder = load_encoder(config.model, device, task.train, *looking)
     require_fitting(require_map(encoder, "detect").patch_size or (0, 0), size)
     with ExitStack() as stack:
-        folder = result_folder(config) or stack.enter_context(tempfile.TemporaryDirectory(prefix="moce-detect-"))
-        inputs = {"model": encoder.fingerprint, "task": f"{task.train.fingerprint()}+{task.test.fingerprint()}"}
+        folder = result_folder(config) or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="moce-detect-")
+        )
+        inputs = {
+            "model": encoder.fingerprint,
+            "task": f"{task.train.fingerprint()}+{task.test.fingerprint()}",
+        }
         run = stack.enter_context(open_run(folder, "evaluate", config, inputs))
         if run.finished:
             say(f"{run.path} is finished; --overwrite starts again", config.quiet)
@@ -81,7 +89,6 @@ def evaluated(
     run: Run, task: CocoTask, encoder: Encoder, config: EvaluateConfig, device: torch.device
 ) -> dict[str, Any]:
     """Train, predict, score, draw."""
-    start = time.perf_counter()
     recipe = RECIPES[config.preset or "small"]
     network = require_map(encoder, "detect")
     made = (network, encoder.width, encoder.image_size, len(task.train.classes), recipe)
@@ -89,16 +96,19 @@ def evaluated(
     weights = sum(t.nbytes for t in detector.state_dict().values())
     require_space(run.path, 8 * weights)  # two checkpoints with both moments, and the weights
     unreadable = [survey(source, config.quiet).unreadable for source in (task.train, task.test)]
-    learned = [i for i, objects in enumerate(task.train.split.usable) if objects and i not in set(unreadable[0])]
+    learned = [
+        i for i, objects in enumerate(task.train.split.usable) if objects and i not in set(unreadable[0])
+    ]
     say(told(task, learned, unreadable), config.quiet)
     if (run.path / WEIGHTS).is_file():  # interrupted after training
         detector.load_state_dict(load_file(run.path / WEIGHTS, device=str(device)))
-        training: dict[str, Any] = {}
+        training = read_json(run.path / TRAINING)
     else:
         training = trained(run, detector, encoder, task.train, learned, recipe, config)
+        run.write_json(TRAINING, training)  # before the weights, which say that it is done
         with write_whole(run.path / WEIGHTS) as temporary:
             save_file({n: t.contiguous().cpu() for n, t in detector.state_dict().items()}, temporary)
-        run.write_json("training.json", training)
+    start = time.perf_counter()
     workers = num_workers_of(config.num_workers)
     results, read = predict(detector, encoder, task.test, device, workers, config.quiet)
     write_json(run.path / PREDICTIONS, results)
@@ -141,12 +151,12 @@ def evaluated(
             "image_size": list(encoder.image_size),
             **({"strategy": choice["strategy"]} if "strategy" in choice else {}),
         },
-        "training": training or None,
+        "training": training,
         "predictions": PREDICTIONS,
         "pictures": draw(task.test, read, results, run.path),
         "folder": str(run.path),
         "chosen_on": None,
-        "seconds": round(training.get("seconds", 0.0) if not training else time.perf_counter() - start, 3),
+        "seconds": round(training["seconds"] + time.perf_counter() - start, 3),
         "peak_rss_bytes": peak_rss_bytes(),
         "commit": source_commit(),
         "torch": torch.__version__,
@@ -156,7 +166,9 @@ def evaluated(
 
 def told(task: CocoTask, learned: list[int], unreadable: list[list[int]]) -> str:
     """What is trained on and what is not, in a line."""
-    parts = [f"{task.name}: {len(learned):,} of {len(task.train):,} pictures of train have objects to learn from"]
+    parts = [
+        f"{task.name}: {len(learned):,} of {len(task.train):,} pictures of train have objects to learn from"
+    ]
     if broken := sum(map(len, unreadable)):
         parts.append(f"{broken} cannot be read and are left out")
     if flat := task.train.split.num_flat:
@@ -174,8 +186,6 @@ def trained(
     config: EvaluateConfig,
 ) -> dict[str, Any]:
     """Train in place, from the newest checkpoint on; what it took."""
-    import numpy as np
-
     order = Order(len(source), config.batch_size, config.seed, allowed=np.array(learned, np.int64))
     plan = Plan(order.steps_for(config.epochs), len(order), config.batch_size, recipe.warmup)
     objective = DetectorObjective(detector.train(), encoder, config.lrs[0], config.layer_decay, config.seed)

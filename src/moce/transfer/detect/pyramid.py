@@ -1,8 +1,8 @@
 """The simple feature pyramid (ViTDet, Li et al. 2022): maps of strides 4 to 32 from the last map of a plain ViT.
 
-Each level is the one map, enlarged by transposed convolutions or shrunk by pooling, then a 1x1 and a 3x3 convolution with
-a LayerNorm after each. What differs: the map is taken after the encoder's final norm, as everywhere here, and patches
-may be of 4, 8, 16 or 32 pixels.
+Each level is the one map, enlarged by transposed convolutions or shrunk by pooling, then a 1x1 and a 3x3 convolution
+with a LayerNorm after each. What differs: the map is taken after the encoder's final norm, as everywhere here, and
+patches may be of 4, 8, 16 or 32 pixels.
 """
 
 import math
@@ -26,14 +26,14 @@ def require_fitting(patch_size: tuple[int, int], image_size: tuple[int, int]) ->
     if patch_size[1] != side or side not in STRIDES:
         spelled = "x".join(map(str, dict.fromkeys(patch_size)))
         raise UserError(
-            f"--protocol detect takes models whose patches are squares of {', '.join(map(str, STRIDES))} pixels; this one "
-            f"has patches of {spelled}."
+            f"--protocol detect takes models whose patches are squares of {', '.join(map(str, STRIDES))} pixels; this "
+            f"one has patches of {spelled}."
         )
     if image_size[0] != image_size[1] or image_size[0] % STRIDES[-1]:
         nearest = max(round(max(image_size) / STRIDES[-1]), 1) * STRIDES[-1]
         raise UserError(
-            f"--image-size {'x'.join(map(str, image_size))}: --protocol detect sees squares whose side is a multiple of "
-            f"{STRIDES[-1]}; give {nearest}."
+            f"--image-size {'x'.join(map(str, image_size))}: --protocol detect sees squares whose side is a multiple "
+            f"of {STRIDES[-1]}; give {nearest}."
         )
     return side
 

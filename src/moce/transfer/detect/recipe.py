@@ -1,7 +1,7 @@
 """What the presets of `--protocol detect` fix beyond the options: sizes of the heads, regions, jitter.
 
-`coco` is ViTDet's Mask R-CNN (Li et al. 2022, appendix; detectron2's configuration, R), with a half-cosine in place of the
-steps and without drop path. `small` is the same for pictures of 224 pixels on a few cores.
+`coco` is ViTDet's Mask R-CNN (Li et al. 2022, appendix; detectron2's configuration, R), with a half-cosine in place of
+the steps and without drop path. `small` is the same for pictures of 224 pixels on a few cores.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the training loop sees of a detector: one loss of each part, groups with layer-wise decay, the seed of a step."""
+"""What the training loop sees of a detector: the sum of its losses, layer-wise decay, the seed of a step."""
 
 from typing import Any
 
@@ -26,7 +26,9 @@ LOSSES = {
 class DetectorObjective(nn.Module):
     """The losses of a batch, summed."""
 
-    def __init__(self, detector: Detector, encoder: Encoder, lr: float, layer_decay: float, seed: int) -> None:
+    def __init__(
+        self, detector: Detector, encoder: Encoder, lr: float, layer_decay: float, seed: int
+    ) -> None:
         super().__init__()
         self.trained = detector
         self.mean, self.std, self.image_size = encoder.mean, encoder.std, encoder.image_size
