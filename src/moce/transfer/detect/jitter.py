@@ -2,7 +2,8 @@
 
 A picture is scaled so that its longer side is a random share of the square's, cut to the square at a random place where
 it is larger, and laid in the upper left corner of a grey one where it is smaller. Everything random is a function of
-(seed, epoch, picture). For testing the longer side is the square's. Boxes are those of the masks after all this.
+(seed, epoch, picture). For testing the longer side is the square's. Boxes are those of the
+masks after all this.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ class Framed(NamedTuple):
 
     image: UInt8[Tensor, "channels side side"]
     size: tuple[int, int]
-    boxes: Float32[Tensor, "instances 4"]  # left, top, right, bottom
     labels: Int64[Tensor, "instances"]
     masks: UInt8[Tensor, "instances side side"]
 
@@ -72,15 +72,19 @@ def frame(
     image, masks = (t[:, top : top + side, left : left + side] for t in (image, masks))
     if mirror:
         image, masks = image.flip(-1), masks.flip(-1)
-    kept = masks.flatten(1).any(1) if len(masks) else torch.zeros(0, dtype=torch.bool)
+    kept = masks.bool().flatten(1).any(1)
     masks, labels = masks[kept], labels[kept]
-    boxes = masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     high, wide = image.shape[1:]
     square = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8)[:, None, None].repeat(
         1, side, side
     )
     square[:, :high, :wide] = image
-    return Framed(square, (high, wide), boxes, labels, F.pad(masks, (0, side - wide, 0, side - high)))
+    return Framed(square, (high, wide), labels, F.pad(masks, (0, side - wide, 0, side - high)))
+
+
+def boxes_of(masks: UInt8[Tensor, "instances rows columns"]) -> Float32[Tensor, "instances 4"]:
+    """Left, top, right and bottom edges of masks of which none is empty."""
+    return masks_to_boxes(masks).float() + torch.tensor([0.0, 0.0, 1.0, 1.0], device=masks.device)
 
 
 class JitteredBatches(Dataset):
@@ -121,7 +125,7 @@ class JitteredBatches(Dataset):
             scale = low + (high - low) * chance
             masks, labels = self.source.instances(index)
             framed.append(frame(image, masks, labels, self.side, self.mean, scale, (top, left), mirror))
-        targets = [{"boxes": f.boxes, "labels": f.labels, "masks": f.masks} for f in framed]
+        targets = [{"labels": f.labels, "masks": f.masks} for f in framed]
         return Batch(step, torch.stack([f.image for f in framed]), [f.size for f in framed], targets)
 
 

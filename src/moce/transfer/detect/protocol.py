@@ -104,7 +104,7 @@ def evaluated(
         detector.load_state_dict(load_file(run.path / WEIGHTS, device=str(device)))
         training = read_json(run.path / TRAINING)
     else:
-        training = trained(run, detector, encoder, task.train, learned, recipe, config)
+        training = trained(run, detector, encoder, task.train, task.name, learned, recipe, config)
         run.write_json(TRAINING, training)  # before the weights, which say that it is done
         with write_whole(run.path / WEIGHTS) as temporary:
             save_file({n: t.contiguous().cpu() for n, t in detector.state_dict().items()}, temporary)
@@ -181,6 +181,7 @@ def trained(
     detector: Detector,
     encoder: Encoder,
     source: CocoSet,
+    name: str,
     learned: list[int],
     recipe: Recipe,
     config: EvaluateConfig,
@@ -207,6 +208,6 @@ def trained(
         lambda first, rank, world: in_workers(batches, range(first, plan.num_steps), workers),
         plan,
         options,
-        what=f"detection on {run.path.name}",
+        what=f"detection on {name}",
         lower="--lrs",
     )

@@ -10,7 +10,7 @@ from moce.engine.files import sha256_of
 from moce.images.augment import finish
 from moce.model.autoencoder import block_flops
 from moce.transfer.detect.detector import Detector, drawn_from
-from moce.transfer.detect.jitter import Batch
+from moce.transfer.detect.jitter import Batch, boxes_of
 from moce.transfer.encoder import Encoder
 from moce.transfer.finetune import parameter_groups
 
@@ -39,6 +39,10 @@ class DetectorObjective(nn.Module):
         device = next(self.trained.parameters()).device
         images = finish(batch.images.to(device), None, self.mean, self.std)
         targets = [{name: t.to(device) for name, t in target.items()} for target in batch.targets]
+        for (
+            target
+        ) in targets:  # here, since Fabric rounds all floats that come in to the precision of training
+            target["boxes"] = boxes_of(target["masks"])
         with drawn_from(int(sha256_of("regions", str(self.seed), str(batch.step)), 16) >> 1, device):
             _, losses = self.trained(images, batch.sizes, targets)
         parts = {ours: losses[theirs] for theirs, ours in LOSSES.items()}
