@@ -1,5 +1,6 @@
 """Detection as a whole: what is trained, what is scored, what is left behind, what is refused."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -23,7 +24,7 @@ from moce.transfer.detect.cocoset import open_coco
 from moce.transfer.detect.detector import Detector, drawn_from
 from moce.transfer.detect.jitter import JitteredBatches
 from moce.transfer.detect.pyramid import Pyramid, require_fitting
-from moce.transfer.detect.recipe import RECIPES
+from moce.transfer.detect.recipe import RECIPES, Recipe
 from moce.transfer.encoder import load_encoder, require_map
 from moce.transfer.finetune import parameter_groups
 
@@ -74,9 +75,9 @@ def test_patches_and_sizes_that_fit_no_pyramid(
         require_fitting(patch, size)
 
 
-def made(small_runs, preset: str = "small", seed: int = 0) -> Detector:
+def made(small_runs, recipe: Recipe = RECIPES["small"], seed: int = 0) -> Detector:
     encoder = load_encoder(str(small_runs.mae), CPU, image_size=(64, 64))
-    return Detector(require_map(encoder, "detect"), encoder.width, (64, 64), 2, RECIPES[preset], 0, seed)
+    return Detector(require_map(encoder, "detect"), encoder.width, (64, 64), 2, recipe, 0, seed)
 
 
 def test_heads_are_a_function_of_the_seed_and_learn_fastest(small_runs) -> None:
@@ -99,7 +100,10 @@ def test_heads_are_a_function_of_the_seed_and_learn_fastest(small_runs) -> None:
 
 
 def test_the_paper_s_heads_train_on_a_picture_with_padding(small_runs) -> None:
-    detector = made(small_runs, "coco").train()
+    fewer = dataclasses.replace(
+        RECIPES["coco"], proposals=(50, 20), proposals_test=(50, 20), rois=16, box_width=64
+    )
+    detector = made(small_runs, fewer).train()
     masks_here = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks_here[0, 8:30, 4:40] = 1
     target = {"boxes": torch.tensor([[4.0, 8, 40, 30]]), "labels": torch.tensor([1]), "masks": masks_here}
@@ -341,7 +345,7 @@ def test_broken_pictures_are_left_out_of_both_splits(small_runs, shapes: Path, t
 @pytest.mark.slow
 def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -> None:
     folder = draw_set(tmp_path / "shapes", num_train=8, same=True)
-    options = {**SHORT, "epochs": 100, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
+    options = {**SHORT, "epochs": 60, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
     result = moce.evaluate(small_runs.mae, task=folder, out=tmp_path / "run", **options)
     assert result["value"] > 0.5
     assert result["mask_map"] > 0.5

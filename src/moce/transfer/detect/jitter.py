@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
     step: int
     images: UInt8[Tensor, "images channels side side"]
-    sizes: list[tuple[int, int]]
+    sizes: Int64[Tensor, "images 2"]
     targets: list[dict[str, Tensor]]
 
 
@@ -126,7 +126,9 @@ class JitteredBatches(Dataset):
             masks, labels = self.source.instances(index)
             framed.append(frame(image, masks, labels, self.side, self.mean, scale, (top, left), mirror))
         targets = [{"labels": f.labels, "masks": f.masks} for f in framed]
-        return Batch(step, torch.stack([f.image for f in framed]), [f.size for f in framed], targets)
+        return Batch(
+            step, torch.stack([f.image for f in framed]), torch.tensor([f.size for f in framed]), targets
+        )
 
 
 class FramedPictures(Dataset):

@@ -44,7 +44,9 @@ class DetectorObjective(nn.Module):
         ) in targets:  # here, since Fabric rounds all floats that come in to the precision of training
             target["boxes"] = boxes_of(target["masks"])
         with drawn_from(int(sha256_of("regions", str(self.seed), str(batch.step)), 16) >> 1, device):
-            _, losses = self.trained(images, batch.sizes, targets)
+            _, losses = self.trained(
+                images, [(int(high), int(wide)) for high, wide in batch.sizes.tolist()], targets
+            )
         parts = {ours: losses[theirs] for theirs, ours in LOSSES.items()}
         if (auxiliary := self.trained.encoder.auxiliary_loss()) is not None:
             parts["balance"] = auxiliary
