@@ -94,8 +94,8 @@ PRESETS: dict[str, Recipe] = {
 EVALUATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "detect": {
         # Minutes on two cores for a hundred pictures.
-        "small": dict(image_size=224, epochs=10, batch_size=4, lrs=(5e-4,), layer_decay=0.75, window=14),
-        # ViTDet's ViT-B on COCO (R): many GPUs for days.
+        "small": dict(image_size=224, epochs=24, batch_size=4, lrs=(1e-3,), layer_decay=0.75, window=14),
+        # ViTDet's ViT-B on COCO (R), for many GPUs.
         "coco": dict(image_size=1024, epochs=100, batch_size=64, lrs=(1e-4,), layer_decay=0.7, window=14),
     },
 }  # protocol: preset: options; the first preset is taken where none is named

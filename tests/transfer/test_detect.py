@@ -25,7 +25,7 @@ from moce.transfer.detect.detector import Detector, drawn_from
 from moce.transfer.detect.jitter import JitteredBatches
 from moce.transfer.detect.pyramid import Pyramid, require_fitting
 from moce.transfer.detect.recipe import RECIPES, Recipe
-from moce.transfer.encoder import load_encoder, require_map
+from moce.transfer.encoder import Trainable, load_encoder, require_map
 from moce.transfer.finetune import parameter_groups
 
 CPU = torch.device("cpu")
@@ -71,8 +71,10 @@ def test_the_pyramid_has_strides_4_to_64_whatever_the_patch(patch: int) -> None:
 def test_patches_and_sizes_that_fit_no_pyramid(
     patch: tuple[int, int], size: tuple[int, int], words: str
 ) -> None:
+    network = Trainable()
+    network.patch_size = patch
     with pytest.raises(UserError, match=words):
-        require_fitting(patch, size)
+        require_fitting(network, size)
 
 
 def made(small_runs, recipe: Recipe = RECIPES["small"], seed: int = 0) -> Detector:
@@ -262,7 +264,7 @@ def test_without_a_place_for_them_nothing_is_left(
     result = moce.evaluate(
         small_runs.moce, task=shapes, **{**SHORT, "epochs": 1}
     )  # a slice by votes, as elsewhere
-    assert "pictures" not in result and "predictions" not in result
+    assert not {"pictures", "predictions", "folder"} & result.keys()
     assert (
         result["method"] == "MoCE"
         and result["choice"]["strategy"] == result["settings"]["strategy"] == "vote"
@@ -349,3 +351,22 @@ def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -
     result = moce.evaluate(small_runs.mae, task=folder, out=tmp_path / "run", **options)
     assert result["value"] > 0.5
     assert result["mask_map"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.packs
+def test_eight_photographs_are_learned_by_heart(small_runs, packs: Path, tmp_path: Path) -> None:
+    """Of few and large objects, so that minutes suffice."""
+    content = read(packs / "coco-mini")
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    few = [number for number, own in by_image.items() if len(own) <= 3 and min(a["area"] for a in own) > 32**2][:8]
+    content["images"] = [image for image in content["images"] if image["id"] in few]
+    content["annotations"] = [annotation for number in few for annotation in by_image[number]]
+    shutil.copy(packs / "coco-mini" / "images.zip", tmp_path)
+    for split in ("train", "val"):
+        write(tmp_path, split, content)
+    options = {**SHORT, "image_size": 224, "epochs": 120, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
+    result = moce.evaluate(small_runs.mae, task=tmp_path, out=tmp_path / "run", **options)
+    assert len(few) == 8 and result["value"] > 0.5

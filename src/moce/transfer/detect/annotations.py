@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from moce.engine.files import read_json
 from moce.errors import UserError
 
+SHOWN = 12  # categories in a sentence
 INSIDE = 0.5  # least share of a box that has to lie in its picture
 
 
@@ -36,10 +37,10 @@ def read_split(path: Path) -> Split:
         by_id(content["images"], path, "image"),
         by_id(content["categories"], path, "category"),
     )
-    for number, image in images.items():
+    for key, image in images.items():
         size = (image.get("height"), image.get("width"))
         if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) and s > 0 for s in size):
-            raise UserError(f"{path}: image {number} needs a file_name, and a height and width above 0.")
+            raise UserError(f"{path}: image {key} needs a file_name, and a height and width above 0.")
     if not images:
         raise UserError(f"{path} lists no picture.")
     place = {number: index for index, number in enumerate(images)}
@@ -47,17 +48,16 @@ def read_split(path: Path) -> Split:
     usable: list[list[dict[str, Any]]] = [[] for _ in images]
     num_flat = 0
     for annotation in content["annotations"]:
-        who = f"{path}: annotation {annotation.get('id') if isinstance(annotation, dict) else annotation}"
-        if not isinstance(annotation, dict) or annotation.get("image_id") not in place:
-            number = annotation.get("image_id") if isinstance(annotation, dict) else None
-            raise UserError(f"{who} is of image {number}, which the file does not list.")
-        if annotation.get("category_id") not in categories:
-            raise UserError(
-                f"{who} has the category {annotation.get('category_id')}; the file lists "
-                f"{', '.join(map(str, sorted(categories)[:12]))}{', ...' if len(categories) > 12 else ''}."
-            )
-        index = place[annotation["image_id"]]
-        image = images[annotation["image_id"]]
+        if not isinstance(annotation, dict):
+            raise UserError(f"{path} has the annotation {str(annotation)[:40]}, which is no entry with an image_id.")
+        who = f"{path}: annotation {annotation.get('id')}"
+        of, category = annotation.get("image_id"), annotation.get("category_id")
+        if not isinstance(of, int) or of not in place:
+            raise UserError(f"{who} is of image {of}, which the file does not list.")
+        if not isinstance(category, int) or category not in categories:
+            some = ", ".join(map(str, sorted(categories)[:SHOWN])) + (", ..." if len(categories) > SHOWN else "")
+            raise UserError(f"{who} has the category {category}; the file lists {some}.")
+        index, image = place[of], images[of]
         everything[index].append(annotation)
         area = check_box(annotation.get("bbox"), image["height"], image["width"], who)
         check_mask(annotation.get("segmentation"), image["height"], image["width"], who)

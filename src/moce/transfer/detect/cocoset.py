@@ -12,7 +12,7 @@ from moce.engine.files import sha256_of
 from moce.errors import UserError
 from moce.images.decode import decode
 from moce.images.sources import even_shards
-from moce.transfer.detect.annotations import Split, read_split
+from moce.transfer.detect.annotations import Split, is_numbers, read_split
 from moce.transfer.detect.coco_map import mask_library
 from moce.transfer.detect.cocofiles import coco_folder, find_pictures, split_files
 
@@ -77,14 +77,17 @@ class CocoSet:
 
         Nothing is left out of it, so that the numbers are those that others get.
         """
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in indices:
             image = self.split.images[index]
             images.append({key: image[key] for key in ("id", "file_name", "height", "width")})
             for found in self.split.annotations[index]:
                 mask = run_length_mask(found["segmentation"], *self.size(index))
                 known = {key: found[key] for key in ("image_id", "category_id", "bbox")}
-                area = found["area"] if "area" in found else float(mask_library().area(mask))
+                area = found.get("area")
+                if not is_numbers([area]):
+                    area = float(mask_library().area(mask))
                 more = {"segmentation": mask, "area": area, "iscrowd": int(bool(found.get("iscrowd")))}
                 annotations.append({"id": len(annotations) + 1, **known, **more})
         categories = [{"id": number, "name": name} for number, name in self.split.categories.items()]
@@ -140,5 +143,6 @@ def open_coco(task: str, root: str | None, channels: int = 3) -> CocoTask:
         )
     if not any(test.annotations):
         raise UserError(f"{test.path} has no annotation, so there is nothing to compare with.")
-    sets = (CocoSet(folder, split, channels) for split in (train, test._replace(categories=train.categories)))
+    numbered = test._replace(categories=train.categories)  # alike in both
+    sets = CocoSet(folder, train, channels), CocoSet(folder, numbered, channels)
     return CocoTask(folder.resolve().name, *sets, tested_on)

@@ -61,12 +61,11 @@ class Detector(Headed):
         seed: int,
     ) -> None:
         super().__init__()
-        assert encoder.patch_size is not None, "an encoder without patches has no map"
         self.encoder, self.window = encoder, window
         with drawn_from(seed, torch.device("cpu")):
             channels = recipe.channels
             self.pyramid = Pyramid(
-                width, require_fitting(encoder.patch_size, image_size), channels, recipe.coarsest
+                width, require_fitting(encoder, image_size), channels, recipe.coarsest
             )
             rcnn = mask_rcnn(self.pyramid, num_classes, recipe)
         self.rpn, self.roi_heads = rcnn.rpn, rcnn.roi_heads

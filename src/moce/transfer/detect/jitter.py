@@ -61,9 +61,8 @@ def frame(
 
     `place` in [0, 1) says where it is cut: 0 is the top and the left.
     """
-    whole = (0, 0, *image.shape[1:])
-    height, width = scaled_size(*image.shape[1:], side, scale)
-    image = crop_and_resize(image, whole, (height, width))
+    height, width = scaled_size(image.shape[1], image.shape[2], side, scale)
+    image = crop_and_resize(image, (0, 0, *image.shape[1:]), (height, width))
     if len(masks):
         masks = F.interpolate(masks[:, None], (height, width), mode="nearest-exact")[:, 0]
     else:

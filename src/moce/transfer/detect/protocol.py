@@ -31,7 +31,7 @@ from moce.transfer.detect.prediction import draw, predict
 from moce.transfer.detect.pyramid import require_fitting
 from moce.transfer.detect.recipe import RECIPES, Recipe
 from moce.transfer.detect.training import DetectorObjective
-from moce.transfer.encoder import Encoder, channels_of, load_encoder, require_map
+from moce.transfer.encoder import Encoder, Trainable, channels_of, load_encoder, require_map
 
 SCHEMA = 1
 WEIGHTS, TRAINING, PREDICTIONS = "detector.safetensors", "training.json", "predictions.json"
@@ -56,7 +56,8 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
     size = pair(config.image_size or 224)
     looking = (num_workers_of(config.num_workers), config.quiet, size, strategy, config.seed, task.name)
     encoder = load_encoder(config.model, device, task.train, *looking)
-    require_fitting(require_map(encoder, "detect").patch_size or (0, 0), size)
+    network = require_map(encoder, "detect")
+    require_fitting(network, size)
     with ExitStack() as stack:
         folder = result_folder(config) or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="moce-detect-")
@@ -69,9 +70,9 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
         if run.finished:
             say(f"{run.path} is finished; --overwrite starts again", config.quiet)
             return run.result()
-        result = evaluated(run, task, encoder, config, device)
+        result = evaluated(run, task, encoder, network, config, device)
         if result_folder(config) is None:
-            del result["pictures"], result["predictions"]
+            del result["pictures"], result["predictions"], result["folder"]
         return run.finish(result)
 
 
@@ -86,11 +87,15 @@ def result_folder(config: EvaluateConfig) -> Path | None:
 
 
 def evaluated(
-    run: Run, task: CocoTask, encoder: Encoder, config: EvaluateConfig, device: torch.device
+    run: Run,
+    task: CocoTask,
+    encoder: Encoder,
+    network: Trainable,
+    config: EvaluateConfig,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Train, predict, score, draw."""
     recipe = RECIPES[config.preset or "small"]
-    network = require_map(encoder, "detect")
     made = (network, encoder.width, encoder.image_size, len(task.train.classes), recipe)
     detector = Detector(*made, config.window, config.seed).to(device)
     weights = sum(t.nbytes for t in detector.state_dict().values())

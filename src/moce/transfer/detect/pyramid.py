@@ -13,26 +13,28 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from moce.config import spelled_size
 from moce.errors import UserError
 from moce.transfer.detect.recipe import STRIDES
+from moce.transfer.encoder import Trainable
 
 NAMES = tuple(str(level) for level in range(len(STRIDES)))
 COARSEST = "pool"
 
 
-def require_fitting(patch_size: tuple[int, int], image_size: tuple[int, int]) -> int:
+def require_fitting(network: Trainable, image_size: tuple[int, int]) -> int:
     """The side of a patch; UserError where a pyramid of strides 4 to 32 cannot be made of such patches or pictures."""
-    side = patch_size[0]
-    if patch_size[1] != side or side not in STRIDES:
-        spelled = "x".join(map(str, dict.fromkeys(patch_size)))
+    assert network.patch_size is not None, "an encoder without patches has no map"
+    side = network.patch_size[0]
+    if network.patch_size[1] != side or side not in STRIDES:
         raise UserError(
             f"--protocol detect takes models whose patches are squares of {', '.join(map(str, STRIDES))} pixels; this "
-            f"one has patches of {spelled}."
+            f"one has patches of {spelled_size(*network.patch_size)}."
         )
     if image_size[0] != image_size[1] or image_size[0] % STRIDES[-1]:
         nearest = max(round(max(image_size) / STRIDES[-1]), 1) * STRIDES[-1]
         raise UserError(
-            f"--image-size {'x'.join(map(str, image_size))}: --protocol detect sees squares whose side is a multiple "
+            f"--image-size {spelled_size(*image_size)}: --protocol detect sees squares whose side is a multiple "
             f"of {STRIDES[-1]}; give {nearest}."
         )
     return side
