@@ -293,8 +293,8 @@ class EvaluateConfig(Common):
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
     task: str = given("name, folder or all")
     protocol: str = method("knn", "knn, linear, finetune, detect")
-    preset: str | None = given(
-        default=None, help="detect: recipe that the options not given come from: small or coco [small]"
+    preset: str | None = method(
+        None, "detect: recipe that the options not given come from: small or coco [small]"
     )
     out: str | None = output(
         None, "detect: folder of checkpoints, predictions and pictures; by default beside --json, of its name"

@@ -38,6 +38,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
+    if config.out is not None and not set(protocols) & set(ALONE):
+        raise UserError(f"--out is for --protocol {', '.join(ALONE)}; the result goes where --json says.")
     if "detect" in protocols:
         from moce.transfer.detect.protocol import detect
 

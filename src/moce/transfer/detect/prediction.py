@@ -54,7 +54,7 @@ def predict(
         for index, image, size in pictures:
             if image is not None:
                 held.append((index, image, tuple(size)))
-            if len(held) == BATCH or (held and index == len(source) - 1):
+            if len(held) == BATCH:
                 clear()
             bar.advance(1)
         if held:
