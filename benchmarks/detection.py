@@ -3,9 +3,9 @@
     python benchmarks/detection.py --task packs/pennfudan --random runs/mae --out results/detection \\
         --arm MAE=runs/mae --arm 'MAE*=runs/mae-star' --arm MoCE=runs/moce
 
-Runs `moce evaluate --protocol detect` once for each arm and seed, as processes of their own, in RUNS/<arm>-seed<k>, and
-writes OUT.json and OUT.md. An arm is a run folder, a customised folder or timm:NAME; a run with clusters is sliced for the
-set by its votes. `--random RUN` adds the architecture of that run with fresh weights, which says what pre-training is
+Runs `moce evaluate --protocol detect` once for each arm and seed, as processes of their own, in RUNS/<arm>-detect-seed<k>,
+and writes OUT.json and OUT.md. An arm is a run folder, a customised folder or timm:NAME; a run with clusters is sliced for
+the set by its votes. `--random RUN` adds the architecture of that run with fresh weights, which says what pre-training is
 worth at all. Finished arms are left alone, so that it can be interrupted.
 """
 
@@ -42,7 +42,18 @@ def random_weights(run: Path, folder: Path, seed: int) -> Path:
 
 def evaluated(model: str, task: str, folder: Path, seed: int, options: list[str]) -> dict[str, Any]:
     """The result of one arm; exit with the command's code where it fails."""
-    command = ["evaluate", model, "--task", task, "--protocol", "detect", "--out", str(folder), "--seed", str(seed)]
+    command = [
+        "evaluate",
+        model,
+        "--task",
+        task,
+        "--protocol",
+        "detect",
+        "--out",
+        str(folder),
+        "--seed",
+        str(seed),
+    ]
     if not (folder / "result.json").is_file():
         print("moce " + shlex.join([*command, *options]), file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, "-m", "moce", *command, *options], check=False)
@@ -71,7 +82,9 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=MODEL")
@@ -87,7 +100,10 @@ def main() -> None:
             fresh = random_weights(given.random, given.runs / f"random-weights-seed{seed}", seed)
             arms = {"random weights": str(fresh), **arms}
         for name, model in arms.items():
-            folder = given.runs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower().replace('*', '-star'))}-detect-seed{seed}"
+            folder = (
+                given.runs
+                / f"{re.sub(r'[^a-z0-9]+', '-', name.lower().replace('*', '-star'))}-detect-seed{seed}"
+            )
             result = evaluated(model, given.task, folder, seed, given.options.split())
             content["arms"].append({"name": name, "result": result})
     for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(content))):

@@ -362,7 +362,9 @@ def test_eight_photographs_are_learned_by_heart(small_runs, packs: Path, tmp_pat
     by_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    few = [number for number, own in by_image.items() if len(own) <= 3 and min(a["area"] for a in own) > 32**2][:8]
+    few = [
+        number for number, own in by_image.items() if len(own) <= 3 and min(a["area"] for a in own) > 32**2
+    ][:8]
     content["images"] = [image for image in content["images"] if image["id"] in few]
     content["annotations"] = [annotation for number in few for annotation in by_image[number]]
     shutil.copy(packs / "coco-mini" / "images.zip", tmp_path)

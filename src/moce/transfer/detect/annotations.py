@@ -37,25 +37,29 @@ def read_split(path: Path) -> Split:
         by_id(content["images"], path, "image"),
         by_id(content["categories"], path, "category"),
     )
-    for key, image in images.items():
+    for number, image in images.items():
         size = (image.get("height"), image.get("width"))
         if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) and s > 0 for s in size):
-            raise UserError(f"{path}: image {key} needs a file_name, and a height and width above 0.")
+            raise UserError(f"{path}: image {number} needs a file_name, and a height and width above 0.")
     if not images:
         raise UserError(f"{path} lists no picture.")
-    place = {number: index for index, number in enumerate(images)}
+    place = {of: index for index, of in enumerate(images)}
     everything: list[list[dict[str, Any]]] = [[] for _ in images]
     usable: list[list[dict[str, Any]]] = [[] for _ in images]
     num_flat = 0
     for annotation in content["annotations"]:
         if not isinstance(annotation, dict):
-            raise UserError(f"{path} has the annotation {str(annotation)[:40]}, which is no entry with an image_id.")
+            raise UserError(
+                f"{path} has the annotation {str(annotation)[:40]}, which is no entry with an image_id."
+            )
         who = f"{path}: annotation {annotation.get('id')}"
         of, category = annotation.get("image_id"), annotation.get("category_id")
         if not isinstance(of, int) or of not in place:
             raise UserError(f"{who} is of image {of}, which the file does not list.")
         if not isinstance(category, int) or category not in categories:
-            some = ", ".join(map(str, sorted(categories)[:SHOWN])) + (", ..." if len(categories) > SHOWN else "")
+            some = ", ".join(map(str, sorted(categories)[:SHOWN])) + (
+                ", ..." if len(categories) > SHOWN else ""
+            )
             raise UserError(f"{who} has the category {category}; the file lists {some}.")
         index, image = place[of], images[of]
         everything[index].append(annotation)
