@@ -3,10 +3,10 @@
     python benchmarks/detection.py --task packs/pennfudan --random runs/mae --out results/detection \\
         --arm MAE=runs/mae --arm 'MAE*=runs/mae-star' --arm MoCE=runs/moce
 
-Runs `moce evaluate --protocol detect` once for each arm and seed, as processes of their own, in RUNS/<arm>-detect-seed<k>,
-and writes OUT.json and OUT.md. An arm is a run folder, a customised folder or timm:NAME; a run with clusters is sliced for
-the set by its votes. `--random RUN` adds the architecture of that run with fresh weights, which says what pre-training is
-worth at all. Finished arms are left alone, so that it can be interrupted.
+Runs `moce evaluate --protocol detect` once for each arm and seed, as processes of their own, each in a folder of RUNS,
+and writes OUT.json and OUT.md. An arm is a run folder, a customised folder or timm:NAME; a run with clusters is sliced
+for the set by its votes. `--random RUN` adds the architecture of that run with fresh weights, which says what
+pre-training is worth at all. Finished arms are left alone, so that it can be interrupted.
 """
 
 import argparse

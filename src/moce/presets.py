@@ -119,7 +119,8 @@ def evaluation_options(protocol: str, preset: str | None) -> dict[str, Any]:
     if there is None:
         if preset is not None:
             raise UserError(
-                f"--preset {preset}: only --protocol {' and '.join(EVALUATIONS)} has presets, not {protocol}."
+                f"--preset {preset}: of evaluations only those by {' and '.join(EVALUATIONS)} have presets, not "
+                f"{protocol}."
             )
         return {}
     preset = preset or next(iter(there))

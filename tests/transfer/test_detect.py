@@ -129,7 +129,7 @@ def test_presets_and_options_given_beside_them() -> None:
     assert options().preset is None and options().epochs == 40
     with pytest.raises(UserError, match="no preset 'cocoo'.*Did you mean 'coco'"):
         options(protocol="detect", preset="cocoo")
-    with pytest.raises(UserError, match="only --protocol detect has presets, not knn"):
+    with pytest.raises(UserError, match="only those by detect.* have presets, not knn"):
         options(preset="small")
 
 
