@@ -3,11 +3,11 @@
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
-from moce.model.windows import as_map, global_blocks, in_windows
+from moce.model.windows import as_map, cut, global_blocks, joined
 from moce.transfer.encoder import PlainViT, RoutedViT
 
 
@@ -20,30 +20,31 @@ def vit() -> PlainViT:
     return PlainViT(made).eval()
 
 
-def test_a_window_as_large_as_the_map_is_the_block_itself(vit: PlainViT) -> None:
+def attended(vit: PlainViT, tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """What the attention of the first block makes of the tokens in windows."""
+    return joined(vit.vit.blocks[0].attn(cut(tokens, grid, side, 1)), grid, side, 1)
+
+
+def test_a_window_as_large_as_the_map_is_plain_attention(vit: PlainViT) -> None:
     tokens = torch.randn(2, 1 + 4 * 4, 64)
-    block = vit.vit.blocks[0]
-    assert torch.allclose(in_windows(block, tokens, (4, 4), 4, 1), block(tokens), atol=1e-6)
+    assert torch.allclose(attended(vit, tokens, (4, 4), 4), vit.vit.blocks[0].attn(tokens), atol=1e-6)
 
 
 def test_windows_do_not_see_each_other_and_lie_where_they_were(vit: PlainViT) -> None:
-    tokens = torch.randn(1, 1 + 4 * 6, 64)
-    block = vit.vit.blocks[0]
-    whole = in_windows(block, tokens, (4, 6), 2, 1)
+    tokens = torch.randn(2, 1 + 4 * 6, 64)
+    whole = attended(vit, tokens, (4, 6), 2)
     rows, columns = slice(2, 4), slice(4, 6)  # one window alone, with the class token
     one = as_map(tokens, (4, 6), 1)[:, :, rows, columns].flatten(2).transpose(1, 2)
-    alone = block(torch.cat([tokens[:, :1], one], dim=1))
+    alone = vit.vit.blocks[0].attn(torch.cat([tokens[:, :1], one], dim=1))
     found = as_map(whole, (4, 6), 1)[:, :, rows, columns].flatten(2).transpose(1, 2)
     assert torch.allclose(found, alone[:, 1:], atol=1e-6)
 
 
 def test_windows_that_do_not_fill_the_map_are_padded_and_cut_again() -> None:
-    class Plus(nn.Module):
-        def forward(self, tokens: Tensor) -> Tensor:
-            return tokens + 1
-
     tokens = torch.randn(2, 2 + 5 * 7, 3)
-    assert torch.equal(in_windows(Plus(), tokens, (5, 7), 4, 2), tokens + 1)
+    windows = cut(tokens, (5, 7), 4, 2)
+    assert windows.shape == (2 * 2 * 2, 2 + 16, 3)
+    assert torch.allclose(joined(windows, (5, 7), 4, 2), tokens, atol=1e-6)
 
 
 def test_four_blocks_see_everything() -> None:
@@ -52,15 +53,14 @@ def test_four_blocks_see_everything() -> None:
     assert global_blocks(3) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("window", [0, 6])
-def test_the_mean_of_the_map_is_the_feature(vit: PlainViT, window: int) -> None:
+def test_the_mean_of_the_map_is_the_feature(vit: PlainViT) -> None:
     images = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
-        found = vit.feature_map(images, window)
+        found = vit.feature_map(images)
         assert found.shape == (2, 64, 4, 6)
-        # A window that holds the whole map, padded: close, but zeros are seen too.
-        if not window:
-            assert torch.allclose(found.mean(dim=(2, 3)), vit(images), atol=1e-5)
+        assert torch.allclose(found.mean(dim=(2, 3)), vit(images), atol=1e-5)
+        assert not torch.allclose(vit.feature_map(images, 2), found, atol=1e-3)
+        assert torch.allclose(vit.feature_map(images), found)  # nothing of the windows stays
 
 
 def test_token_experts_give_a_map_too(small_runs) -> None:

@@ -246,22 +246,19 @@ class MaskedAutoencoder(nn.Module):
         projection = self.encoder.patch_embed.proj
         return F.linear(patches, projection.weight.flatten(1), projection.bias)
 
-    def block(self, layer: int, tokens: Tensor, router: Router | None) -> Tensor:
-        """One block of the encoder; the router chooses where its MLP has experts."""
-        block = self.encoder.blocks[layer]
-        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
-        block.attn.fused_attn = not (tokens.device.type == "cpu" and torch.is_grad_enabled())
-        tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
-        inner = block.norm2(tokens)
-        if type(block.mlp) is Mlp:
-            return tokens + block.ls2(block.mlp(inner))
-        assert router is not None, "a model with experts needs a router"
-        return tokens + block.ls2(block.mlp(inner, router.choose(layer, inner)))
-
     def _blocks(self, tokens: Tensor, router: Router | None) -> Tensor:
         """The encoder's blocks, up to but without the final norm."""
-        for layer in range(len(self.encoder.blocks)):
-            tokens = self.block(layer, tokens, router)
+        # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
+        written_out = tokens.device.type == "cpu" and torch.is_grad_enabled()
+        for layer, block in enumerate(self.encoder.blocks):
+            block.attn.fused_attn = not written_out
+            tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
+            inner = block.norm2(tokens)
+            if type(block.mlp) is Mlp:
+                tokens = tokens + block.ls2(block.mlp(inner))
+            else:
+                assert router is not None, "a model with experts needs a router"
+                tokens = tokens + block.ls2(block.mlp(inner, router.choose(layer, inner)))
         return tokens
 
     def encode_visible(
@@ -271,27 +268,18 @@ class MaskedAutoencoder(nn.Module):
         router: Router | None = None,
     ) -> Float[Tensor, "images visible+1 width"]:
         """Latents of class token and visible patches, before the final norm."""
-        return self._blocks(self.placed(patches, visible), router)
-
-    def placed(
-        self, patches: Float[Tensor, "images patches pixels"], visible: Int64[Tensor, "images visible"]
-    ) -> Float[Tensor, "images visible+1 width"]:
-        """What enters the first block: class token and visible patches with their positions."""
         positions = self.encoder.pos_embed[0]
         tokens = self._embed(rows_of(patches, visible)) + positions[1:][visible]
         first = (self.encoder.cls_token + positions[:1]).expand(len(patches), -1, -1)
-        return torch.cat([first.to(tokens.dtype), tokens], dim=1).float()
+        return self._blocks(torch.cat([first.to(tokens.dtype), tokens], dim=1).float(), router)
 
     def tokens(
         self, images: Float[Tensor, "images channels rows columns"], router: Router | None = None
     ) -> Float[Tensor, "images tokens width"]:
         """Class token and all patches after the final norm, nothing masked: timm's `forward_features`."""
-        return self.encoder.norm(self._blocks(self.placed(*self.everything(images)), router))
-
-    def everything(self, images: Float[Tensor, "images channels rows columns"]) -> tuple[Tensor, Tensor]:
-        """(patches, indices of all of them): nothing masked."""
         patches = self.patchify(images)
-        return patches, torch.arange(self.shape.num_patches, device=images.device).expand(len(images), -1)
+        everything = torch.arange(self.shape.num_patches, device=images.device).expand(len(images), -1)
+        return self.encoder.norm(self.encode_visible(patches, everything, router))
 
     def features(
         self, images: Float[Tensor, "images channels rows columns"], router: Router | None = None

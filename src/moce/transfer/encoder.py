@@ -13,7 +13,6 @@ Other people's models are in rivals.py.
 """
 
 import copy
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -37,7 +36,7 @@ from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, 
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
-from moce.model.windows import as_map, global_blocks, in_windows
+from moce.model.windows import last_map
 
 CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
 
@@ -147,29 +146,17 @@ class PlainViT(Trainable):
         self.num_layers = len(vit.blocks) + 1
         self.patch_size = tuple(vit.patch_embed.patch_size)
 
-    def _choose_attention(self, device: torch.device) -> None:
+    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
         # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
-        fused = device.type != "cpu" or not torch.is_grad_enabled()
+        fused = images.device.type != "cpu" or not torch.is_grad_enabled()
         for block in self.vit.blocks:
             block.attn.fused_attn = fused
-
-    def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
-        self._choose_attention(images.device)
         return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].float().mean(dim=1)
 
     def feature_map(
         self, images: Float[Tensor, "images channels h w"], window: int = 0
     ) -> Float[Tensor, "images width rows columns"]:
-        self._choose_attention(images.device)
-        vit, grid = self.vit, tuple(self.vit.patch_embed.grid_size)
-        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        whole = global_blocks(len(vit.blocks))
-        for layer, block in enumerate(vit.blocks):
-            if window and layer not in whole:
-                tokens = in_windows(block, tokens, grid, window, vit.num_prefix_tokens)
-            else:
-                tokens = block(tokens)
-        return as_map(vit.norm(tokens), grid, vit.num_prefix_tokens)
+        return last_map(self.vit, window, lambda: self(images))
 
     def layer_of(self, name: str) -> int:
         return vit_layer(name.removeprefix("vit."), self.num_layers)
@@ -208,16 +195,7 @@ class RoutedViT(Trainable):
     def feature_map(
         self, images: Float[Tensor, "images channels h w"], window: int = 0
     ) -> Float[Tensor, "images width rows columns"]:
-        router, model = self.model.router(), self.model
-        assert isinstance(router, TokenRouter)
-        tokens, grid = model.placed(*model.everything(images)), model.shape.grid
-        depth = len(model.encoder.blocks)
-        for layer in range(depth):
-            block = functools.partial(model.block, layer, router=router)
-            windowed = window and layer not in global_blocks(depth)
-            tokens = in_windows(block, tokens, grid, window, 1) if windowed else block(tokens)
-        self._router = router if torch.is_grad_enabled() else None
-        return as_map(model.encoder.norm(tokens), grid, 1)
+        return last_map(self.model.encoder, window, lambda: self(images))
 
     def layer_of(self, name: str) -> int:
         if name.startswith("model.gate."):  # one tensor for all expert layers; it goes with the last of them
