@@ -190,7 +190,7 @@ def test_files_of_another_kind(folder: Path, tmp_path: Path) -> None:
         ("categories", [{"name": "square"}], "without a whole number as its id"),
         ("annotations", [], "no object to learn from"),
         ("annotations", ["square"], "the annotation square, which is no entry"),
-        ("annotations", [{"id": 5, "image_id": [1]}], "annotation 5 is of image [[]1[]]"),
+        ("annotations", [{"id": 5, "image_id": [1]}], r"annotation 5 is of image \[1\]"),
     ]:
         write(folder, "train", {**content, key: wrong})
         with pytest.raises(UserError, match=words):
