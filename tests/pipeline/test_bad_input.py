@@ -410,7 +410,7 @@ def test_tasks_that_cannot_be(command, tmp_path: Path, small_runs, tiny_folder: 
     )
     refused(
         command("evaluate", small_runs.mae, "--task", "toyworld://digits", "--protocol", "detect"),
-        "not there yet",
+        "no folder 'toyworld://digits' of a set in COCO's format",
     )
 
 

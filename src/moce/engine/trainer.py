@@ -148,11 +148,13 @@ def train(
     plan: Plan,
     config: Training,
     what: str,
+    lower: str = "--base-lr",
 ) -> dict[str, Any]:
     """Train `objective` for `plan.num_steps`, continuing from the run's newest checkpoint.
 
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
-    the run's result. Raises UserError when the loss is not finite; the last good checkpoint stays.
+    the run's result. Raises UserError when the loss is not finite, naming the option to `lower`; the last good
+    checkpoint stays.
     """
     processes = group()
     device = pick_device(config.device)
@@ -207,7 +209,7 @@ def train(
             save |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
             if line_is_due or save or signal:
                 sums = processes.averages(sums)
-                require_finite(sums, working.trained, step, run)
+                require_finite(sums, working.trained, step, run, lower)
             if line_is_due:
                 now = time.monotonic()
                 speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
@@ -262,7 +264,9 @@ def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def require_finite(sums: dict[str, Tensor], module: nn.Module, step: int, run: Run) -> None:
+def require_finite(
+    sums: dict[str, Tensor], module: nn.Module, step: int, run: Run, lower: str = "--base-lr"
+) -> None:
     """UserError when loss or weights have left the numbers since the last check; asked before they are saved.
 
     All processes ask, and hear the same.
@@ -273,6 +277,6 @@ def require_finite(sums: dict[str, Tensor], module: nn.Module, step: int, run: R
         kept = checkpoints(run.path)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
         raise UserError(
-            f"The loss is not finite at step {step}: {where}; take a lower --base-lr, or --precision fp32, and another "
-            "--out or --overwrite."
+            f"The loss is not finite at step {step}: {where}; take a lower {lower}"
+            f"{', or --precision fp32,' if lower == '--base-lr' else ''} and another --out or --overwrite."
         )

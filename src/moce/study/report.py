@@ -23,6 +23,7 @@ from moce.study.page.curves import gates, learning
 from moce.study.page.factors import factor_sections
 from moce.study.page.gallery import PER_EXPERT, cluster_section, expert_section, reconstruction_rows
 from moce.study.page.halves import halves_sections
+from moce.study.page.predictions import prediction_rows
 from moce.study.page.results import result_section
 from moce.study.page.runs import run_row
 from moce.study.page.study import study_section
@@ -129,6 +130,7 @@ def page_sections(contents: Contents, seed: int, budget: float = PIXEL_BUDGET) -
         "factors": factor_sections(contents.studies),
         "costs": cost_sections(contents.studies),
         "results": [result_section(table) for table in tables(contents.results)],
+        "predictions": prediction_rows(contents.results, budget),
         "tasks": [task_section(task) for task in contents.tasks],
         "runs": [run_row(run) for run in contents.runs],
         "learning": learning(contents),

@@ -36,6 +36,7 @@ from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, 
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
+from moce.model.windows import last_map
 
 CROP_PCT = 1.0  # of the runs of moce; a customised folder says its own
 
@@ -44,6 +45,9 @@ class Trainable(nn.Module):
     """A network from normalised pictures to features, with what layer-wise learning rates need to know."""
 
     num_layers: int  # layer 0 is all before the first block, block i is layer i + 1, the final norm is layer num_layers
+    patch_size: tuple[int, int] | None = (
+        None  # height and width; None where there are no patches to make a map of
+    )
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, by its name in this module."""
@@ -56,6 +60,15 @@ class Trainable(nn.Module):
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters that fine-tuning moves."""
         return self.parameters()
+
+    def feature_map(
+        self, images: Float[Tensor, "images channels h w"], window: int = 0
+    ) -> Float[Tensor, "images width rows columns"]:
+        """The patch tokens after the final norm, where they lie; only where there is a `patch_size`.
+
+        With a window only four blocks see all patches, the others windows of so many x so many (model/windows.py).
+        """
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -131,12 +144,18 @@ class PlainViT(Trainable):
         super().__init__()
         self.vit = vit
         self.num_layers = len(vit.blocks) + 1
+        self.patch_size = tuple(vit.patch_embed.patch_size)
 
     def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
         fused = fuses_attention(images.device)
         for block in self.vit.blocks:
             block.attn.fused_attn = fused
         return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].float().mean(dim=1)
+
+    def feature_map(
+        self, images: Float[Tensor, "images channels h w"], window: int = 0
+    ) -> Float[Tensor, "images width rows columns"]:
+        return last_map(self.vit, window, lambda: self(images))
 
     def layer_of(self, name: str) -> int:
         return vit_layer(name.removeprefix("vit."), self.num_layers)
@@ -161,6 +180,7 @@ class RoutedViT(Trainable):
         assert model.expert_shape.gate == "token", "only token gates can do without a cluster"
         self.model, self.balance = model, balance
         self.num_layers = len(model.encoder.blocks) + 1
+        self.patch_size = model.shape.patch_size
         self._router: TokenRouter | None = None
 
     def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
@@ -170,6 +190,11 @@ class RoutedViT(Trainable):
         # What a router holds is a graph of this pass: nothing to carry along where no gradient is asked for.
         self._router = router if torch.is_grad_enabled() else None
         return features
+
+    def feature_map(
+        self, images: Float[Tensor, "images channels h w"], window: int = 0
+    ) -> Float[Tensor, "images width rows columns"]:
+        return last_map(self.model.encoder, window, lambda: self(images))
 
     def layer_of(self, name: str) -> int:
         if name.startswith("model.gate."):  # one tensor for all expert layers; it goes with the last of them
@@ -189,6 +214,17 @@ class RoutedViT(Trainable):
             load = load_loss(logits, logits, shape.top_k, max(shape.noise / shape.num_experts, 1e-6))
             losses.append((importance_loss(logits.softmax(dim=1)) + load) / 2)
         return self.balance * torch.stack(losses).mean()
+
+
+def require_map(encoder: Encoder, protocol: str) -> Trainable:
+    """A fresh copy of an encoder that gives a map of its patches; UserError for one that does not."""
+    network = encoder.trainable()
+    if network.patch_size is None:
+        raise UserError(
+            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, "
+            "timm's with a norm after its last block, or a ViTMAE)."
+        )
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------- loaders

@@ -23,8 +23,9 @@ from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_se
 from moce.transfer.submodels import BY_LABELS, open_submodels
 
 SCHEMA = 1
-PROTOCOLS = ("knn", "linear", "finetune")
-LATER = ("detect", "segment")
+PROTOCOLS = ("knn", "linear", "finetune", "detect")
+LATER = ("segment",)
+ALONE = ("detect",)  # protocols whose tasks are of another kind than classes of whole pictures
 
 
 @verb(EvaluateConfig)
@@ -37,6 +38,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
+    if config.out is not None and not set(protocols) & set(ALONE):
+        raise UserError(f"--out is for --protocol {', '.join(ALONE)}; the result goes where --json says.")
+    if "detect" in protocols:
+        from moce.transfer.detect.protocol import detect
+
+        result = detect(config, strategy_of(config, protocols), device)
+        say(table([result]), config.quiet)
+        return result
     tasks = open_tasks(config.task, config.data_root, channels_of(config.model), config.download)
     if config.shots is not None:
         tasks = [few_shots(task, config.shots, config.seed) for task in tasks]
@@ -68,6 +77,10 @@ def protocols_of(option: str) -> list[str]:
         if name not in PROTOCOLS:
             hint = did_you_mean(name, PROTOCOLS + LATER)
             raise UserError(f"There is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
+        if name in ALONE and len(protocols) > 1:
+            raise UserError(
+                f"--protocol {name} goes alone: its sets are of another kind than those of the others."
+            )
     return protocols
 
 

@@ -1,0 +1,375 @@
+"""Detection as a whole: what is trained, what is scored, what is left behind, what is refused."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawn_coco import draw_set, read, write
+from faster_coco_eval.core import mask as masks
+from PIL import Image
+
+import moce
+from moce.config import EvaluateConfig, resolve
+from moce.errors import UserError
+from moce.presets import EVALUATIONS
+from moce.transfer.detect import protocol
+from moce.transfer.detect.coco_map import coco_map
+from moce.transfer.detect.cocoset import open_coco
+from moce.transfer.detect.detector import Detector, drawn_from
+from moce.transfer.detect.jitter import JitteredBatches
+from moce.transfer.detect.pyramid import Pyramid, require_fitting
+from moce.transfer.detect.recipe import RECIPES, Recipe
+from moce.transfer.encoder import Trainable, load_encoder, require_map
+from moce.transfer.finetune import parameter_groups
+
+CPU = torch.device("cpu")
+SHORT: dict[str, Any] = {
+    "protocol": "detect", "image_size": 64, "epochs": 2, "batch_size": 2, "num_workers": 0, "quiet": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_set(tmp_path_factory.mktemp("sets") / "shapes", num_train=6, num_val=3)
+
+
+@pytest.fixture(scope="module")
+def finished(small_runs, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps; its folder."""
+    out = tmp_path_factory.mktemp("detect") / "run"
+    moce.evaluate(small_runs.mae, task=shapes, out=out, json=out.parent / "result.json", **SHORT)
+    return out
+
+
+# Parts
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16, 32])
+def test_the_pyramid_has_strides_4_to_64_whatever_the_patch(patch: int) -> None:
+    side = 128
+    found = Pyramid(32, patch, 24, coarsest=True)(torch.randn(2, 32, side // patch, side // patch))
+    assert [tuple(m.shape) for m in found.values()] == [
+        (2, 24, side // s, side // s) for s in (4, 8, 16, 32, 64)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patch", "size", "words"),
+    [
+        ((14, 14), (224, 224), "this one has patches of 14"),
+        ((16, 8), (224, 224), "patches of 16x8"),
+        ((8, 8), (100, 100), "multiple of 32; give 96"),
+        ((8, 8), (64, 96), "--image-size 64x96"),
+    ],
+)
+def test_patches_and_sizes_that_fit_no_pyramid(
+    patch: tuple[int, int], size: tuple[int, int], words: str
+) -> None:
+    network = Trainable()
+    network.patch_size = patch
+    with pytest.raises(UserError, match=words):
+        require_fitting(network, size)
+
+
+def made(small_runs, recipe: Recipe = RECIPES["small"], seed: int = 0) -> Detector:
+    encoder = load_encoder(str(small_runs.mae), CPU, image_size=(64, 64))
+    return Detector(require_map(encoder, "detect"), encoder.width, (64, 64), 2, recipe, 0, seed)
+
+
+def test_heads_are_a_function_of_the_seed_and_learn_fastest(small_runs) -> None:
+    torch.manual_seed(5)
+    first = made(small_runs)
+    torch.manual_seed(6)
+    same, other = made(small_runs), made(small_runs, seed=1)
+    weights = [d.roi_heads.mask_predictor.conv5_mask.weight for d in (first, same, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    groups = parameter_groups(first, 0.5, 0.1)
+    assert sum(len(g["params"]) for g in groups) == len(list(first.parameters()))  # type: ignore[arg-type]
+    scales = {p: g["scale"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+    decays = {p: g["weight_decay"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+    named = dict(first.named_parameters())
+    depth = first.encoder.num_layers
+    assert scales[named["rpn.head.conv.0.0.weight"]] == scales[named["pyramid.levels.0.1.weight"]] == 1
+    assert scales[named["encoder.vit.patch_embed.proj.weight"]] == 0.5**depth
+    norm = next(p for n, p in named.items() if n.startswith("pyramid") and p.ndim == 1)
+    assert decays[norm] == 0 and decays[named["rpn.head.conv.0.0.weight"]] == 0.1
+
+
+def test_the_paper_s_heads_train_on_a_picture_with_padding(small_runs) -> None:
+    fewer = dataclasses.replace(
+        RECIPES["coco"], proposals=(50, 20), proposals_test=(50, 20), rois=16, box_width=64
+    )
+    detector = made(small_runs, fewer).train()
+    masks_here = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks_here[0, 8:30, 4:40] = 1
+    target = {"boxes": torch.tensor([[4.0, 8, 40, 30]]), "labels": torch.tensor([1]), "masks": masks_here}
+    with drawn_from(0, CPU):
+        _, losses = detector(torch.randn(1, 3, 64, 64), [(48, 64)], [target])
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        found, _ = detector.eval()(torch.randn(1, 3, 64, 64), [(48, 64)])
+    assert (found[0]["boxes"][:, 3] <= 48).all()  # nothing is found in the padding
+
+
+def test_presets_and_options_given_beside_them() -> None:
+    def options(**given: Any) -> EvaluateConfig:
+        return resolve(EvaluateConfig, {"model": "m", "task": "t", **given})
+
+    small = options(protocol="detect")
+    assert (small.preset, small.image_size) == ("small", EVALUATIONS["detect"]["small"]["image_size"])
+    coco = options(protocol="detect", preset="coco", epochs=3)
+    assert (coco.image_size, coco.epochs, coco.window, coco.lrs) == (1024, 3, 14, (1e-4,))
+    assert options().preset is None and options().epochs == 40
+    with pytest.raises(UserError, match="no preset 'cocoo'.*Did you mean 'coco'"):
+        options(protocol="detect", preset="cocoo")
+    with pytest.raises(UserError, match="only those by detect.* have presets, not knn"):
+        options(preset="small")
+
+
+# The number
+
+
+def test_map_is_that_of_pycocotools(shapes: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    task = open_coco(str(shapes), None)
+    truth = task.train.ground_truth(list(range(len(task.train))))
+    truth["annotations"][3]["iscrowd"] = 1
+    random = np.random.default_rng(0)
+    results = []
+    for annotation in truth["annotations"]:
+        for _ in range(3):
+            shift = random.integers(-4, 5, 2)
+            mask = np.roll(masks.decode(annotation["segmentation"]), shift, (0, 1))
+            packed = masks.encode(np.asfortranarray(mask))
+            packed["counts"] = (
+                packed["counts"].decode() if isinstance(packed["counts"], bytes) else packed["counts"]
+            )
+            left, top, width, height = annotation["bbox"]
+            box = [
+                left + float(shift[1]),
+                top + float(shift[0]),
+                width + float(random.normal()),
+                float(height),
+            ]
+            label = annotation["category_id"] if random.random() < 0.8 else 3
+            score = float(random.random())
+            results.append(
+                {"image_id": annotation["image_id"], "category_id": label, "bbox": box, "score": score}
+            )
+            results[-1]["segmentation"] = packed
+    scores, per_class = coco_map(truth, results)
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        there = COCO()
+        there.dataset = json.loads(json.dumps(truth, default=lambda b: b.decode()))
+        there.createIndex()
+        own = json.loads(json.dumps(results))
+        if kind == "segm":
+            own = [{k: v for k, v in row.items() if k != "bbox"} for row in own]
+        judge = COCOeval(there, there.loadRes(own), kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+        ours = [scores[f"{name}_map{suffix}"] for suffix in ("", "_50", "_75", "_small", "_medium", "_large")]
+        theirs = [None if value < 0 else value for value in judge.stats[:6]]
+        assert ours == pytest.approx(theirs, abs=1e-9)
+        assert 0.05 < ours[0] < 0.95  # type: ignore[operator]
+        if name == "box":
+            assert np.mean(per_class) == pytest.approx(judge.stats[0])  # type: ignore[arg-type]
+
+
+def test_nothing_found_scores_nothing(shapes: Path) -> None:
+    task = open_coco(str(shapes), None)
+    scores, per_class = coco_map(task.test.ground_truth([0, 1, 2]), [])
+    assert scores["box_map"] == scores["mask_map"] == 0 and scores["box_map_large"] is None
+    assert per_class == [0, 0]
+
+
+# A run
+
+
+def test_a_run_leaves_its_numbers_predictions_and_pictures(finished: Path, shapes: Path, small_runs) -> None:
+    result = json.loads((finished.parent / "result.json").read_text())
+    assert result == json.loads((finished / "result.json").read_text())
+    assert (result["schema"], result["protocol"], result["metric"], result["task"]) == (
+        1,
+        "detect",
+        "box_map",
+        "shapes",
+    )
+    assert (result["num_train"], result["num_test"], result["num_objects_per_class"]) == (6, 3, [3, 3])
+    assert (
+        0 <= result["value"] == result["scores"]["box_map"]
+        and result["mask_map"] == result["scores"]["mask_map"]
+    )
+    assert result["training"]["steps"] == 6 and result["settings"]["preset"] == "small"
+    rows = json.loads((finished / result["predictions"]).read_text())
+    images = {image["id"] for image in read(shapes, "val")["images"]}
+    assert all(row["image_id"] in images and row["category_id"] in (3, 7) for row in rows)
+    scores, _ = coco_map(open_coco(str(shapes), None).test.ground_truth([0, 1, 2]), rows)
+    assert scores == result["scores"]
+    assert result["pictures"] == [f"predictions-{n:02d}.png" for n in range(3)]
+    with Image.open(finished / result["pictures"][0]) as picture:
+        assert picture.size == (128, 56)
+    again = moce.evaluate(small_runs.mae, task=shapes, out=finished, **SHORT)
+    assert again == result
+    with pytest.raises(UserError, match="--epochs was 2 and is now 3"):
+        moce.evaluate(small_runs.mae, task=shapes, out=finished, **{**SHORT, "epochs": 3})
+
+
+def test_the_same_seed_gives_the_same_number_and_a_broken_off_run_goes_on_exactly(
+    finished: Path, shapes: Path, small_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads((finished / "result.json").read_text())
+    batches = JitteredBatches.__getitem__
+
+    def pulled(self: JitteredBatches, step: int) -> Any:
+        if step == 5:
+            raise OSError("somebody pulled the plug")
+        return batches(self, step)
+
+    again = {"task": shapes, "out": tmp_path / "run", "checkpoint_steps": 2, **SHORT}
+    with monkeypatch.context() as patch:
+        patch.setattr(JitteredBatches, "__getitem__", pulled)
+        with pytest.raises(OSError, match="plug"):
+            moce.evaluate(small_runs.mae, **again)
+    assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())][-1].startswith(
+        "step-000000004"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "predict", lambda *_: 1 / 0)  # and once more between training and testing
+        with pytest.raises(ZeroDivisionError):
+            moce.evaluate(small_runs.mae, **again)
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "train", lambda *_, **__: 1 / 0)  # which is not repeated
+        result = moce.evaluate(small_runs.mae, **again)
+    for key in ("scores", "per_class", "value", "num_train", "num_test", "pictures", "settings"):
+        assert result[key] == whole[key], key
+    files = ("detector.safetensors", "predictions.json")
+    assert all((finished / name).read_bytes() == (tmp_path / "run" / name).read_bytes() for name in files)
+
+
+def test_without_a_place_for_them_nothing_is_left(
+    small_runs, shapes: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = moce.evaluate(
+        small_runs.moce, task=shapes, **{**SHORT, "epochs": 1}
+    )  # a slice by votes, as elsewhere
+    assert not {"pictures", "predictions", "folder"} & result.keys()
+    assert (
+        result["method"] == "MoCE"
+        and result["choice"]["strategy"] == result["settings"]["strategy"] == "vote"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_token_experts_are_trained_with_their_balance(small_runs, shapes: Path, tmp_path: Path) -> None:
+    options = {**SHORT, "epochs": 1, "window": 4}
+    moce.evaluate(small_runs.token_moce, task=shapes, json=tmp_path / "result.json", **options)
+    line = json.loads((tmp_path / "result" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["balance"] > 0 and line["masks"] > 0
+    assert line["loss"] == pytest.approx(
+        sum(line[part] for part in ("objectness", "proposals", "classes", "boxes", "masks", "balance")),
+        rel=1e-4,
+    )
+
+
+def test_the_page_and_inspect_show_a_run(finished: Path, tmp_path: Path, command) -> None:
+    for given in (finished, finished.parent / "result.json"):
+        found = moce.report([str(given)], out=tmp_path / "page.html", overwrite=True, quiet=True)
+        assert {"results", "predictions"} <= set(found["sections"])
+        page = (tmp_path / "page.html").read_text()
+        assert page.count("a test picture as annotated and as predicted") == 3
+        assert "Detection: the whole model" in page
+    shown = command("inspect", finished)
+    assert shown.code == 0 and "box_map" in shown.stdout
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    (moved / "predictions-00.png").write_bytes(b"no picture")
+    moce.report([str(moved)], out=tmp_path / "page.html", overwrite=True, quiet=True)
+    assert (tmp_path / "page.html").read_text().count("a test picture as annotated") == 2
+
+
+# What is refused
+
+
+def test_what_detection_cannot_do(small_runs, shapes: Path, tmp_path: Path) -> None:
+    for options, words in [
+        ({"task": "all", "data_root": shapes.parent}, "name one set in COCO's format"),
+        ({"lrs": (1e-3, 1e-4)}, "give one learning rate as --lrs"),
+        ({"protocol": "knn,detect"}, "--protocol detect goes alone"),
+        ({"protocol": "knn"}, "--out is for --protocol detect"),
+        ({"image_size": 72}, "multiple of 32; give 64"),
+        ({"model": "timm:test_convnext?pretrained=false"}, "gives no map of patches"),
+        ({"model": small_runs.moce, "strategy": "knn"}, "give --strategy vote"),
+        ({"model": small_runs.moce, "strategy": "oracle"}, "would take too long with --protocol detect"),
+    ]:
+        given = {"model": small_runs.mae, "task": shapes, "out": tmp_path / "run", **SHORT, **options}
+        with pytest.raises(UserError, match=words):
+            moce.evaluate(**given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_library_is_named_where_it_is_missing(small_runs, shapes: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(UserError, match=r"pip install 'moce\[detection\]'"):
+        moce.evaluate(small_runs.mae, task=shapes, **SHORT)
+
+
+def test_broken_pictures_are_left_out_of_both_splits(small_runs, shapes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(shapes, folder)
+    content = read(folder, "val")
+    for number in range(22):  # so that one is less than 5 %
+        image = {**content["images"][0], "id": 100 + number, "file_name": f"val/copy-{number}.jpg"}
+        shutil.copy(folder / "images" / "val" / "000.jpg", folder / "images" / image["file_name"])
+        content["images"].append(image)
+    write(folder, "val", content)
+    (folder / "images" / "val" / "001.jpg").write_bytes(b"no picture")
+    result = moce.evaluate(small_runs.mae, task=folder, out=tmp_path / "run", **{**SHORT, "epochs": 1})
+    assert (result["unreadable"], result["num_test"], result["num_objects_per_class"]) == (1, 24, [2, 2])
+    (folder / "images" / "train" / "001.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be read"):
+        moce.evaluate(small_runs.mae, task=folder, out=tmp_path / "other", **SHORT)
+
+
+# Learning
+
+
+@pytest.mark.slow
+def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -> None:
+    folder = draw_set(tmp_path / "shapes", num_train=8, same=True)
+    options = {**SHORT, "epochs": 60, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
+    result = moce.evaluate(small_runs.mae, task=folder, out=tmp_path / "run", **options)
+    assert result["value"] > 0.5
+    assert result["mask_map"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.packs
+def test_eight_photographs_are_learned_by_heart(small_runs, packs: Path, tmp_path: Path) -> None:
+    """Of few and large objects, so that minutes suffice."""
+    content = read(packs / "coco-mini")
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    few = [
+        number for number, own in by_image.items() if len(own) <= 3 and min(a["area"] for a in own) > 32**2
+    ][:8]
+    content["images"] = [image for image in content["images"] if image["id"] in few]
+    content["annotations"] = [annotation for number in few for annotation in by_image[number]]
+    shutil.copy(packs / "coco-mini" / "images.zip", tmp_path)
+    for split in ("train", "val"):
+        write(tmp_path, split, content)
+    options = {**SHORT, "image_size": 224, "epochs": 120, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
+    result = moce.evaluate(small_runs.mae, task=tmp_path, out=tmp_path / "run", **options)
+    assert len(few) == 8 and result["value"] > 0.5
