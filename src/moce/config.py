@@ -292,7 +292,12 @@ class EvaluateConfig(Common):
 
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
     task: str = given("name, folder or all")
-    protocol: str = method("knn", "knn, linear, finetune")
+    protocol: str = method("knn", "knn, linear, finetune, segment")
+    preset: str | None = method(
+        None, "recipe of --protocol detect (small, coco) or segment (small, ade20k); by default small"
+    )
+    steps: int | None = method(None, "detect, segment: training steps, if not the recipe's", at_least=1)
+    lr: float | None = method(None, "detect, segment: peak learning rate, if not the recipe's", above=0)
     data_root: str | None = given("folder that the named tasks are in", default=None)
     image_size: int | tuple[int, int] | None = method(
         None, "size of the pictures, if not the model's own: 128 or 96x64 (height x width)", at_least=1
@@ -493,7 +498,8 @@ def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
         if name not in known:
             raise UserError(f"There is no option '{name}' here.{did_you_mean(name, known)}")
     options = dict(given_options)
-    if "preset" in known:
+    # A recipe of all stages is given; that of an evaluation belongs to its protocol.
+    if "preset" in known and known["preset"].metadata["role"] == "input":
         preset = options.get("preset", known["preset"].default) or inherited_preset(options)
         options["preset"] = preset
         options = {**preset_options(config_class, preset), **options}

@@ -13,7 +13,8 @@ Other people's models are in rivals.py.
 """
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,6 +45,7 @@ class Trainable(nn.Module):
     """A network from normalised pictures to features, with what layer-wise learning rates need to know."""
 
     num_layers: int  # layer 0 is all before the first block, block i is layer i + 1, the final norm is layer num_layers
+    patch_size: tuple[int, int] | None = None  # height and width; None where there are no patches to make a map of
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, by its name in this module."""
@@ -56,6 +58,12 @@ class Trainable(nn.Module):
     def trained(self) -> Iterator[nn.Parameter]:
         """The parameters that fine-tuning moves."""
         return self.parameters()
+
+    def block_maps(
+        self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
+    ) -> list[Float[Tensor, "images width rows columns"]]:
+        """The patch tokens that these blocks give, where they lie, before any norm; only where there is a `patch_size`."""
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -131,6 +139,7 @@ class PlainViT(Trainable):
         super().__init__()
         self.vit = vit
         self.num_layers = len(vit.blocks) + 1
+        self.patch_size = tuple(vit.patch_embed.patch_size)
 
     def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
         # On a CPU the fused kernel's backward pass is slow at these lengths; its forward pass is not (M).
@@ -139,8 +148,38 @@ class PlainViT(Trainable):
             block.attn.fused_attn = fused
         return self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :].float().mean(dim=1)
 
+    def block_maps(
+        self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
+    ) -> list[Float[Tensor, "images width rows columns"]]:
+        return overheard(self.vit, blocks, lambda: self(images))
+
     def layer_of(self, name: str) -> int:
         return vit_layer(name.removeprefix("vit."), self.num_layers)
+
+
+def overheard(
+    vit: VisionTransformer, blocks: Sequence[int], run: Callable[[], Tensor]
+) -> list[Float[Tensor, "images width rows columns"]]:
+    """What these blocks give in a pass, as maps of the patches: what enters the first norm of the block after each.
+
+    Read there, nothing has to be known of how the pass goes through the blocks, with experts or without.
+    """
+    found: dict[int, Tensor] = {}
+
+    def keep(block: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[block] = inputs[0]
+
+    after = [*(block.norm1 for block in vit.blocks[1:]), vit.norm]
+    hooks = [after[b].register_forward_pre_hook(functools.partial(keep, b)) for b in blocks]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows, columns = vit.patch_embed.grid_size
+    return [
+        found[b][:, vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns)) for b in blocks
+    ]
 
 
 def vit_layer(name: str, num_layers: int) -> int:
@@ -162,6 +201,7 @@ class RoutedViT(Trainable):
         assert model.expert_shape.gate == "token", "only token gates can do without a cluster"
         self.model, self.balance = model, balance
         self.num_layers = len(model.encoder.blocks) + 1
+        self.patch_size = model.shape.patch_size
         self._router: TokenRouter | None = None
 
     def forward(self, images: Float[Tensor, "images channels h w"]) -> Float[Tensor, "images width"]:
@@ -171,6 +211,11 @@ class RoutedViT(Trainable):
         # What a router holds is a graph of this pass: nothing to carry along where no gradient is asked for.
         self._router = router if torch.is_grad_enabled() else None
         return features
+
+    def block_maps(
+        self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
+    ) -> list[Float[Tensor, "images width rows columns"]]:
+        return overheard(self.model.encoder, blocks, lambda: self(images))
 
     def layer_of(self, name: str) -> int:
         if name.startswith("model.gate."):  # one tensor for all expert layers; it goes with the last of them
@@ -190,6 +235,17 @@ class RoutedViT(Trainable):
             load = load_loss(logits, logits, shape.top_k, max(shape.noise / shape.num_experts, 1e-6))
             losses.append((importance_loss(logits.softmax(dim=1)) + load) / 2)
         return self.balance * torch.stack(losses).mean()
+
+
+def require_map(encoder: Encoder, protocol: str) -> Trainable:
+    """A fresh copy of an encoder that gives a map of its patches; UserError for one that does not."""
+    network = encoder.trainable()
+    if network.patch_size is None:
+        raise UserError(
+            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, timm's "
+            "with a norm after its last block, or a ViTMAE)."
+        )
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------- loaders

@@ -70,7 +70,13 @@ class Feed(Protocol):
         """Every one of these rows once, not augmented: (pictures, rows)."""
 
 
-class Classifier(nn.Module):
+class Headed(nn.Module):
+    """An encoder, and whatever is trained on top of it."""
+
+    encoder: Trainable
+
+
+class Classifier(Headed):
     """An encoder and a linear head on its features."""
 
     def __init__(self, encoder: Trainable, width: int, num_classes: int, seed: int) -> None:
@@ -86,11 +92,11 @@ class Classifier(nn.Module):
 
 
 def parameter_groups(
-    classifier: Classifier, layer_decay: float, weight_decay: float
+    classifier: Headed, layer_decay: float, weight_decay: float
 ) -> list[dict[str, object]]:
     """One group per layer and kind of decay; "scale" is what the learning rate of that layer is multiplied by.
 
-    Layer 0 is everything before the first block, the last layer is the final norm with the head, whose scale is 1.
+    Layer 0 is everything before the first block, the last layer is the final norm with all heads, whose scale is 1.
     """
     encoder = classifier.encoder
     groups: dict[tuple[int, bool], dict[str, object]] = {}
@@ -100,7 +106,7 @@ def parameter_groups(
         inner = name.removeprefix("encoder.")
         layer = encoder.num_layers if inner == name else encoder.layer_of(inner)
         assert 0 <= layer <= encoder.num_layers, f"{name} is in layer {layer} of {encoder.num_layers}"
-        bare = without_decay(inner)
+        bare = without_decay(inner) or (inner == name and parameter.ndim < 2)  # norms of heads have any name
         empty = {
             "params": [],
             "scale": layer_decay ** (encoder.num_layers - layer),
