@@ -23,8 +23,9 @@ from moce.transfer.probe import INVERSE_L2, Labelled, Outcome, knn, linear
 from moce.transfer.submodels import BY_LABELS, open_submodels
 
 SCHEMA = 1
-PROTOCOLS = ("knn", "linear", "finetune")
-LATER = ("detect", "segment")
+PROTOCOLS = ("knn", "linear", "finetune", "segment")
+LATER = ("detect",)
+ALONE = ("segment",)  # protocols with tasks of their own
 
 
 @verb(EvaluateConfig)
@@ -37,6 +38,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
+    if protocols == ["segment"]:
+        from moce.transfer.segment.segment import segment  # which has tasks of its own
+
+        result = segment(config, device, strategy_of(config, protocols))
+        say(table([result]), config.quiet)
+        return result
     tasks = open_tasks(config.task, config.data_root, channels_of(config.model))
     image_size = None if config.image_size is None else pair(config.image_size)
     strategy = strategy_of(config, protocols)
@@ -66,6 +73,8 @@ def protocols_of(option: str) -> list[str]:
         if name not in PROTOCOLS:
             hint = did_you_mean(name, PROTOCOLS + LATER)
             raise UserError(f"There is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
+        if name in ALONE and len(protocols) > 1:
+            raise UserError(f"--protocol {name} has tasks of its own: name it alone.")
     return protocols
 
 

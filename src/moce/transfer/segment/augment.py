@@ -1,0 +1,83 @@
+"""Crops for training: a random scale, a random place, every second one mirrored, as a function of (seed, epoch, picture).
+
+At scale 1 a picture just covers the crop. Where it is smaller than the crop, the rest of the crop is of the mean colour and
+its class is IGNORE. The picture is cut first and resized then (bicubic, antialiased); a mask takes the class of the pixel that
+lies at the centre of the new one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int16, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from moce.engine.randomness import uniform
+from moce.images.augment import crop_and_resize
+from moce.images.sampler import Order
+from moce.transfer.segment.masks import IGNORE
+from moce.transfer.segment.maskset import Pool
+from moce.transfer.segment.recipe import Recipe
+
+Box = tuple[int, int, int, int]
+"""top, left, height, width in pixels of the picture."""
+
+
+def covering(sides: tuple[int, int], crop: tuple[int, int]) -> float:
+    """The factor at which a picture of (height, width) just covers a crop."""
+    return max(crop[0] / sides[0], crop[1] / sides[1])
+
+
+def crop_of(
+    sides: tuple[int, int], crop: tuple[int, int], scale: float, top: float, left: float
+) -> tuple[Box, tuple[int, int]]:
+    """(the box to cut, the size to bring it to), at `scale` times the size that just covers; `top` and `left` in [0, 1)."""
+    factor = scale * covering(sides, crop)
+    box, size = [0, 0, 0, 0], [0, 0]
+    for i, place in enumerate((top, left)):
+        size[i] = max(min(math.floor(sides[i] * factor + 0.5), crop[i]), 1)
+        box[2 + i] = max(min(math.floor(size[i] / factor + 0.5), sides[i]), 1)
+        box[i] = math.floor(place * (sides[i] - box[2 + i] + 1))
+    return (box[0], box[1], box[2], box[3]), (size[0], size[1])
+
+
+def cut_mask(
+    mask: Int16[Tensor, "rows columns"], box: Box, size: tuple[int, int]
+) -> Int16[Tensor, "h w"]:
+    """A box of a mask at another size: every pixel takes the class at its centre."""
+    places = [
+        box[i] + (torch.arange(size[i]).add_(0.5).mul_(box[2 + i] / size[i])).floor_().long().clamp_(max=box[2 + i] - 1)
+        for i in (0, 1)
+    ]
+    return mask[places[0]][:, places[1]]
+
+
+class Crops(Dataset):
+    """Item s is the batch of step s: (pictures, classes of their pixels)."""
+
+    def __init__(self, pool: Pool, order: Order, recipe: Recipe, mean: Sequence[float], seed: int) -> None:
+        self.pool, self.order, self.recipe, self.seed = pool, order, recipe, seed
+        self.filling = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)[:, None, None]
+
+    def __getitem__(self, step: int) -> Any:
+        indices, epochs = self.order.batch(step)
+        draws = uniform(self.seed, "segmentation crop", epochs, indices, 4).tolist()
+        found = [self.crop(i, *draw) for i, draw in zip(indices.tolist(), draws, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+    def crop(
+        self, index: int, scale: float, top: float, left: float, mirror: float
+    ) -> tuple[UInt8[Tensor, "channels h w"], Int16[Tensor, "h w"]]:
+        """One crop, from four draws in [0, 1)."""
+        recipe, (image, mask) = self.recipe, self.pool.get(index)
+        scale = recipe.min_scale + (recipe.max_scale - recipe.min_scale) * scale
+        box, size = crop_of((mask.shape[0], mask.shape[1]), recipe.image_size, scale, top, left)
+        crop = self.filling.expand(-1, *recipe.image_size).clone()
+        classes = mask.new_full(recipe.image_size, IGNORE)
+        crop[:, : size[0], : size[1]] = crop_and_resize(image, box, size)
+        classes[: size[0], : size[1]] = cut_mask(mask, box, size)
+        if recipe.flip and mirror < 0.5:
+            crop, classes = crop.flip(-1), classes.flip(-1)
+        return crop, classes
