@@ -213,7 +213,9 @@ def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
         path.mkdir(parents=True, exist_ok=True)
         run.acquire()
     except OSError as error:
-        raise UserError(f"Cannot write to {place(config)} {path}: {error.strerror}; choose another place.") from None
+        raise UserError(
+            f"Cannot write to {place(config)} {path}: {error.strerror}; choose another place."
+        ) from None
     drop_leftovers(path)
     require_space(path, LEAST_SPACE)
     if earlier is not None and config.overwrite:

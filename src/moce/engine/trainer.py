@@ -30,7 +30,6 @@ from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
 from moce.errors import UserError
 
-
 REMEDY = "take a lower --base-lr, or --precision fp32, and another --out or --overwrite"
 
 

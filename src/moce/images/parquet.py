@@ -33,9 +33,7 @@ class ParquetImages:
 
     whole_shards = True
 
-    def __init__(
-        self, uri: str, files: list[Path], channels: int = 3, columns: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, uri: str, files: list[Path], channels: int = 3, columns: tuple[str, ...] = ()) -> None:
         """The pictures of the first of `columns` that is there; by default those of the image column."""
         self.uri, self.files, self.channels = uri, files, channels
         about = [_about(path, columns) for path in files]
@@ -178,7 +176,11 @@ class _About(NamedTuple):
 
 def _about(path: Path, columns: tuple[str, ...] = ()) -> _About:
     with _open_parquet(path) as file:
-        column = _column_of(path, file.schema_arrow, columns) if columns else _image_column(path, file.schema_arrow)
+        column = (
+            _column_of(path, file.schema_arrow, columns)
+            if columns
+            else _image_column(path, file.schema_arrow)
+        )
         rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         try:
             labels = _labels(path, file)

@@ -45,7 +45,9 @@ class Trainable(nn.Module):
     """A network from normalised pictures to features, with what layer-wise learning rates need to know."""
 
     num_layers: int  # layer 0 is all before the first block, block i is layer i + 1, the final norm is layer num_layers
-    patch_size: tuple[int, int] | None = None  # height and width; None where there are no patches to make a map of
+    patch_size: tuple[int, int] | None = (
+        None  # height and width; None where there are no patches to make a map of
+    )
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, by its name in this module."""
@@ -62,7 +64,7 @@ class Trainable(nn.Module):
     def block_maps(
         self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
     ) -> list[Float[Tensor, "images width rows columns"]]:
-        """The patch tokens that these blocks give, where they lie, before any norm; only where there is a `patch_size`."""
+        """The patch tokens that these blocks give, where they lie, unnormed; only where there is a `patch_size`."""
         raise NotImplementedError
 
 
@@ -242,8 +244,8 @@ def require_map(encoder: Encoder, protocol: str) -> Trainable:
     network = encoder.trainable()
     if network.patch_size is None:
         raise UserError(
-            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, timm's "
-            "with a norm after its last block, or a ViTMAE)."
+            f"{encoder.name} gives no map of patches, which --protocol {protocol} needs: take a plain ViT (ours, "
+            "timm's with a norm after its last block, or a ViTMAE)."
         )
     return network
 

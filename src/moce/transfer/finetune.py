@@ -91,9 +91,7 @@ class Classifier(Headed):
         return self.head(self.encoder(images).float())
 
 
-def parameter_groups(
-    classifier: Headed, layer_decay: float, weight_decay: float
-) -> list[dict[str, object]]:
+def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float) -> list[dict[str, object]]:
     """One group per layer and kind of decay; "scale" is what the learning rate of that layer is multiplied by.
 
     Layer 0 is everything before the first block, the last layer is the final norm with all heads, whose scale is 1.

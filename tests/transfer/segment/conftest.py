@@ -39,7 +39,10 @@ def write_ade(folder: Path, num_train: int = 16, num_test: int = 6) -> Path:
             picture, mask = scene(i)
             Image.fromarray(picture).save(folder / "images" / split / f"ADE_{i:08d}.jpg", quality=95)
             Image.fromarray(mask).save(folder / "annotations" / split / f"ADE_{i:08d}.png")
-    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName", *(f"{i}\t0.1\t1\t1\t0\t{n}, thing" for i, n in enumerate(COLOURS, 1))]
+    lines = [
+        "Idx\tRatio\tTrain\tVal\tStuff\tName",
+        *(f"{i}\t0.1\t1\t1\t0\t{n}, thing" for i, n in enumerate(COLOURS, 1)),
+    ]
     (folder / "objectInfo150.txt").write_text("\n".join(lines) + "\n")
     return folder
 

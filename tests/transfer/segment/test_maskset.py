@@ -71,7 +71,9 @@ def test_one_file_is_split_and_without_names_classes_are_counted(tmp_path: Path)
 def test_camvid(packs: Path) -> None:
     task = open_mask_task("camvid", str(packs), 3)
     assert [len(part) for part in task.splits] == [367, 101, 233]
-    assert task.classes is not None and task.classes.names[-1] == "bicyclist" and len(task.classes.names) == 11
+    assert (
+        task.classes is not None and task.classes.names[-1] == "bicyclist" and len(task.classes.names) == 11
+    )
 
 
 def test_a_palette_is_not_looked_up_and_sixteen_bits_are_read() -> None:
@@ -91,7 +93,7 @@ def test_classes_from_their_table() -> None:
         classes.of(np.array([[3]]), "m")
 
 
-# What is wrong with a set ----------------------------------------------------------------------------------------------
+# What is wrong with a set
 
 
 def drop_mask(folder: Path) -> None:
@@ -149,8 +151,14 @@ def cut_off_mask(folder: Path) -> None:
         (drop_many, r"ADE_00000004.jpg of .* has no mask in .*, and 11 others have none either: unpack"),
         (smaller_mask, r"The mask ADE_00000003.png of .* has 7 x 9 pixels and its picture \d+ x \d+"),
         (far_class, r"ADE_00001002.png of .* has the class number 77: by objectInfo150.txt they end at 3"),
-        (colour_mask, r"The mask ADE_00000003.png of .* is in colour \(RGB\): a mask has one number per pixel"),
-        (no_split, r"tiny-ade has no images/validation: in the layout of ADE20K there are images and annotations"),
+        (
+            colour_mask,
+            r"The mask ADE_00000003.png of .* is in colour \(RGB\): a mask has one number per pixel",
+        ),
+        (
+            no_split,
+            r"tiny-ade has no images/validation: in the layout of ADE20K there are images and annotations",
+        ),
         (half_unpacked, r"tiny-ade has no annotations/training: .* unpack all of it"),
         (cut_off, r"The picture ADE_00000003.jpg of .* cannot be read \(.*\); put it right"),
         (cut_off_mask, r"The mask ADE_00000003.png of .* cannot be read \(.*\); put it right"),
@@ -176,7 +184,9 @@ def test_sentences_about_parquet_and_places(tmp_path: Path, tiny_ade: Path) -> N
     with pytest.raises(UserError, match="has the class number 3: by the train split they end at 2"):
         opened(tmp_path)
     write(tmp_path / "test.parquet", [{"image": row["image"], "other": row["mask"]} for row in rows(2, 2)])
-    with pytest.raises(UserError, match=r"test.parquet' has no column 'mask' of pictures: its columns are image"):
+    with pytest.raises(
+        UserError, match=r"test.parquet' has no column 'mask' of pictures: its columns are image"
+    ):
         opened(tmp_path)
     write_json(tmp_path / "classes.json", {"0": "sky"})
     write(tmp_path / "test.parquet", rows(2, 2))
@@ -184,7 +194,9 @@ def test_sentences_about_parquet_and_places(tmp_path: Path, tiny_ade: Path) -> N
         opened(tmp_path)
     (tmp_path / "classes.json").unlink()
     write(tmp_path / "test.parquet", [*rows(1, 2), {**rows(1, 2)[0], "mask": None}])
-    with pytest.raises(UserError, match=r"The mask test.parquet row 1 of .* cannot be read \(no bytes in this row\)"):
+    with pytest.raises(
+        UserError, match=r"The mask test.parquet row 1 of .* cannot be read \(no bytes in this row\)"
+    ):
         opened(tmp_path)
     write(tmp_path / "one.parquet", rows(1, 2))
     with pytest.raises(UserError, match="has one picture, so none can be set aside"):

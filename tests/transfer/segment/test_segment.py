@@ -79,22 +79,31 @@ def test_an_interrupted_training_continues_exactly(
     assert again["training"]["loss"] == whole["training"]["loss"]
     for one, other in zip(again["pictures"], whole["pictures"], strict=True):
         assert (tmp_path / one).read_bytes() == (tmp_path / other).read_bytes()
-    with pytest.raises(UserError, match="--steps was 6 and is now 7; repeat the earlier options, choose another --json"):
+    with pytest.raises(
+        UserError, match="--steps was 6 and is now 7; repeat the earlier options, choose another --json"
+    ):
         run(model, tiny_ade, steps=7, json=tmp_path / "cut.json")
     cut.clear()
     assert without_times(run(model, tiny_ade, steps=6, json=tmp_path / "cut.json")) == without_times(again)
     assert not cut  # it was finished
 
 
-def test_a_task_s_slice_of_the_experts_and_token_gates_are_trained_too(small_runs: Any, tiny_ade: Path) -> None:
+def test_a_task_s_slice_of_the_experts_and_token_gates_are_trained_too(
+    small_runs: Any, tiny_ade: Path
+) -> None:
     sliced = run(small_runs.moce, tiny_ade)
-    assert sliced["method"] == "MoCE" and sliced["choice"]["strategy"] == sliced["settings"]["strategy"] == "vote"
+    assert (
+        sliced["method"] == "MoCE"
+        and sliced["choice"]["strategy"] == sliced["settings"]["strategy"] == "vote"
+    )
     whole = run(small_runs.token_moce, tiny_ade)
     assert whole["method"] == "TokenMoE" and 0 < whole["pixel_accuracy"] < 1
 
 
 def test_maps_of_blocks_are_what_timm_calls_intermediates(model: Path) -> None:
-    network = load_encoder(str(model), torch.device("cpu"), quiet=True, image_size=(32, 48)).trainable().eval()
+    network = (
+        load_encoder(str(model), torch.device("cpu"), quiet=True, image_size=(32, 48)).trainable().eval()
+    )
     images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = network.block_maps(images, [0, 2, len(network.vit.blocks) - 1])
@@ -114,7 +123,9 @@ def test_sentences_about_what_cannot_be_segmented(model: Path, tiny_ade: Path, s
     }.items():
         with pytest.raises(UserError, match=sentence):
             run(model, tiny_ade, **{options[0]: options[1]})
-    with pytest.raises(UserError, match="compares pictures by class, and those of a segmentation task have none"):
+    with pytest.raises(
+        UserError, match="compares pictures by class, and those of a segmentation task have none"
+    ):
         run(small_runs.moce, tiny_ade, strategy="knn")
     with pytest.raises(UserError, match="gives no map of patches, which --protocol segment needs"):
         run("timm:test_resnet?pretrained=false", tiny_ade)

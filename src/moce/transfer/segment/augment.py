@@ -1,8 +1,8 @@
-"""Crops for training: a random scale, a random place, every second one mirrored, as a function of (seed, epoch, picture).
+"""Crops for training: random scale and place, every second one mirrored, as a function of (seed, epoch, picture).
 
-At scale 1 a picture just covers the crop. Where it is smaller than the crop, the rest of the crop is of the mean colour and
-its class is IGNORE. The picture is cut first and resized then (bicubic, antialiased); a mask takes the class of the pixel that
-lies at the centre of the new one.
+At scale 1 a picture just covers the crop. Where it is smaller than the crop, the rest of the crop is of the mean colour
+and its class is IGNORE. The picture is cut first and resized then (bicubic, antialiased); a mask takes the class of the
+pixel that lies at the centre of the new one.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int16, UInt8
+from jaxtyping import Int16, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -33,25 +33,29 @@ def covering(sides: tuple[int, int], crop: tuple[int, int]) -> float:
 def crop_of(
     sides: tuple[int, int], crop: tuple[int, int], scale: float, top: float, left: float
 ) -> tuple[Box, tuple[int, int]]:
-    """(the box to cut, the size to bring it to), at `scale` times the size that just covers; `top` and `left` in [0, 1)."""
+    """(box to cut, size to bring it to) at `scale` times the size that just covers; `top` and `left` lie in [0, 1)."""
     factor = scale * covering(sides, crop)
     box, size = [0, 0, 0, 0], [0, 0]
     for i, place in enumerate((top, left)):
-        size[i] = max(min(math.floor(sides[i] * factor + 0.5), crop[i]), 1)
-        box[2 + i] = max(min(math.floor(size[i] / factor + 0.5), sides[i]), 1)
+        whole = max(math.floor(sides[i] * factor + 0.5), 1)
+        size[i] = min(whole, crop[i])
+        inside = max(math.floor(crop[i] / factor + 0.5), 1)
+        box[2 + i] = sides[i] if whole <= crop[i] else min(inside, sides[i])
         box[i] = math.floor(place * (sides[i] - box[2 + i] + 1))
     return (box[0], box[1], box[2], box[3]), (size[0], size[1])
 
 
-def cut_mask(
-    mask: Int16[Tensor, "rows columns"], box: Box, size: tuple[int, int]
-) -> Int16[Tensor, "h w"]:
+def cut_mask(mask: Int16[Tensor, "rows columns"], box: Box, size: tuple[int, int]) -> Int16[Tensor, "h w"]:
     """A box of a mask at another size: every pixel takes the class at its centre."""
-    places = [
-        box[i] + (torch.arange(size[i]).add_(0.5).mul_(box[2 + i] / size[i])).floor_().long().clamp_(max=box[2 + i] - 1)
-        for i in (0, 1)
-    ]
-    return mask[places[0]][:, places[1]]
+    (top, left), (height, width) = box[:2], box[2:]
+    rows = top + nearest(height, size[0])
+    return mask[rows][:, left + nearest(width, size[1])]
+
+
+def nearest(before: int, after: int) -> Int64[Tensor, "after"]:
+    """Of a side of `before` pixels brought to `after`: in which old pixel the centre of each new one lies."""
+    centres = (torch.arange(after, dtype=torch.float64) + 0.5) * (before / after)
+    return centres.long().clamp_(max=before - 1)
 
 
 class Crops(Dataset):

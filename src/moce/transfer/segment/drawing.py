@@ -16,7 +16,7 @@ HIGHEST = 320  # pixels of the longer side of a picture that is drawn
 
 
 def colours(num_classes: int) -> UInt8[np.ndarray, "classes+1 3"]:
-    """A colour for each class by the rule of Pascal VOC: its bits, dealt out to red, green and blue; the last is black."""
+    """A colour per class by the rule of Pascal VOC: its bits, dealt out to red, green, blue; the last is black."""
     numbers = np.arange(1, num_classes + 1)
     table = np.zeros((num_classes + 1, 3), np.uint8)
     for bit in range(8):
@@ -42,7 +42,9 @@ def side_by_side(
     canvas = Image.new("RGB", (3 * (size[0] + GAP) - GAP, size[1]), "white")
     for place, view in enumerate(views):
         kind = Image.Resampling.NEAREST if place else Image.Resampling.LANCZOS
-        canvas.paste(Image.fromarray(np.ascontiguousarray(view)).resize(size, kind), (place * (size[0] + GAP), 0))
+        canvas.paste(
+            Image.fromarray(np.ascontiguousarray(view)).resize(size, kind), (place * (size[0] + GAP), 0)
+        )
     return canvas
 
 

@@ -10,7 +10,9 @@ class Confusion:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.counts: Int64[Tensor, "classes classes"] = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.counts: Int64[Tensor, "classes classes"] = torch.zeros(
+            num_classes, num_classes, dtype=torch.int64
+        )
 
     def add(self, truth: Int[Tensor, "*pixels"], predicted: Int[Tensor, "*pixels"]) -> None:
         """Count a picture."""

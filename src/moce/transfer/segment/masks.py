@@ -26,8 +26,8 @@ def class_numbers(data: bytes, name: str) -> Int64[np.ndarray, "rows columns"]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode not in ONE_NUMBER:
                 raise UserError(
-                    f"The mask {name} is in colour ({image.mode}): a mask has one number per pixel, the class; store it "
-                    "as a PNG of grey levels or of a palette."
+                    f"The mask {name} is in colour ({image.mode}): a mask has one number per pixel, the class; "
+                    "store it as a PNG of grey levels or of a palette."
                 )
             image.load()
             return np.asarray(image).astype(np.int64)

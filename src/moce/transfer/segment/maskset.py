@@ -1,12 +1,12 @@
 """Pictures with masks: the sets of a segmentation task and the two layouts that they come in.
 
-    ADE20K     images/{training,validation}/*.jpg and annotations/{training,validation}/*.png; 0 is not scored, class 1 is
-               the first; validation is what is tested on. Names: classes.json, else objectInfo150.txt
-    parquet    {train,val?,test}.parquet with `image` and `mask`, class 0 is the first; or one file, of which every fifth
-               row, by one fixed seed, is tested on. Names: classes.json
+    ADE20K     images/{training,validation}/*.jpg and annotations/{training,validation}/*.png; 0 is not scored, class 1
+               is the first; validation is what is tested on. Names: classes.json, else objectInfo150.txt
+    parquet    {train,val?,test}.parquet with `image` and `mask`, class 0 is the first; or one file, of which every
+               fifth row, by one fixed seed, is tested on. Names: classes.json
 
-classes.json is a list of names. 255, and a class that is named void, is not scored. Without names there are as many classes
-as the training masks show.
+classes.json is a list of names. 255, and a class that is named void, is not scored. Without names there are as many
+classes as the training masks show.
 """
 
 from bisect import bisect_right
@@ -41,9 +41,7 @@ Files = FolderImages | ParquetImages  # sources that hand out a picture's file
 class MaskSet(Dataset):
     """One split: pictures, and beside each a mask of its size."""
 
-    def __init__(
-        self, pictures: Source, masks: Files, of: list[int], rows: list[int] | None = None
-    ) -> None:
+    def __init__(self, pictures: Source, masks: Files, of: list[int], rows: list[int] | None = None) -> None:
         """Picture i has mask `of[i]`; `rows` leaves only some of the pictures."""
         self.pictures, self.masks, self.of = pictures, masks, of
         self.rows = list(range(len(pictures))) if rows is None else rows
@@ -86,9 +84,7 @@ class MaskSet(Dataset):
             )
         return image, numbers
 
-    def get(
-        self, index: int
-    ) -> tuple[UInt8[Tensor, "channels rows columns"], Int16[Tensor, "rows columns"]]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], Int16[Tensor, "rows columns"]]:
         """(picture, class of every pixel); IGNORE where it is not scored."""
         assert self.classes is not None, "nobody has looked at the masks yet"
         image, numbers = self.stored(index)
@@ -112,9 +108,7 @@ class Pool:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def get(
-        self, index: int
-    ) -> tuple[UInt8[Tensor, "channels rows columns"], Int16[Tensor, "rows columns"]]:
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], Int16[Tensor, "rows columns"]]:
         """See `MaskSet.get`."""
         number = bisect_right(self.starts, index) - 1
         return self.parts[number].get(index - self.starts[number])
@@ -143,9 +137,7 @@ class MaskTask:
     def checked(self, num_workers: int, quiet: bool) -> "MaskTask":
         """The same task after a look at every picture and mask, with its classes. UserError for what does not fit."""
         classes = self.classes
-        with track(
-            sum(map(len, self.splits)), f"looking through {self.name}", "masks", quiet=quiet
-        ) as bar:
+        with track(sum(map(len, self.splits)), f"looking through {self.name}", "masks", quiet=quiet) as bar:
             for part in self.splits:
                 part.classes = classes
                 highest = -1
@@ -155,8 +147,8 @@ class MaskTask:
                 if classes is None:
                     if not self.first <= highest <= MOST_CLASSES:
                         raise UserError(
-                            f"The masks of '{part.masks.uri}' have class numbers up to {highest}: there must be one from "
-                            f"{self.first} to {MOST_CLASSES:,}."
+                            f"The masks of '{part.masks.uri}' have class numbers up to {highest}: there must be one "
+                            f"from {self.first} to {MOST_CLASSES:,}."
                         )
                     classes = counted(highest, self.first)
                     part.classes = classes
@@ -176,8 +168,8 @@ def open_mask_task(task: str, data_root: str | None, channels: int) -> MaskTask:
     if not path.is_dir():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
-            f"There is no segmentation task '{task}'{f' in {data_root}' if data_root else ''}: give a folder, a parquet "
-            f"file, or --data-root and a name there.{did_you_mean(path.name, beside)}"
+            f"There is no segmentation task '{task}'{f' in {data_root}' if data_root else ''}: give a folder, a "
+            f"parquet file, or --data-root and a name there.{did_you_mean(path.name, beside)}"
         )
     if (path / "images").is_dir() or (path / "annotations").is_dir():
         return ade_task(path, channels)
@@ -196,8 +188,8 @@ def parquet_task(folder: Path, channels: int) -> MaskTask:
     for split in ("train", "test"):
         if not (folder / f"{split}.parquet").is_file():
             raise UserError(
-                f"The segmentation task {folder} has no {split} split: it needs {split}.parquet with image and mask, or "
-                "images/ and annotations/ as ADE20K has them."
+                f"The segmentation task {folder} has no {split} split: it needs {split}.parquet with image and mask, "
+                "or images/ and annotations/ as ADE20K has them."
             )
     found = {
         split: parquet_set(path, channels) if (path := folder / f"{split}.parquet").is_file() else None
@@ -228,15 +220,15 @@ def ade_task(folder: Path, channels: int) -> MaskTask:
         for part in PARTS.values():
             if not (folder / kind / part).is_dir():
                 raise UserError(
-                    f"The segmentation task {folder} has no {kind}/{part}: in the layout of ADE20K there are images and "
-                    "annotations of both training and validation; unpack all of it."
+                    f"The segmentation task {folder} has no {kind}/{part}: in the layout of ADE20K there are images "
+                    "and annotations of both training and validation; unpack all of it."
                 )
     train, test = (paired(folder, part, channels) for part in PARTS.values())
     return MaskTask(folder.resolve().name, train, None, test, class_names(folder, 1), 1)
 
 
 def paired(folder: Path, part: str, channels: int) -> MaskSet:
-    """A split of two folders, in which a picture and its mask have one name. UserError where one is without the other."""
+    """A split of two folders, in which picture and mask have one name. UserError where one is without the other."""
     pictures, masks = (
         FolderImages(str(folder / kind / part), number)
         for kind, number in (("images", channels), ("annotations", 1))

@@ -1,9 +1,9 @@
 """How a segmentation model is trained and looked at: named recipes, each with its cost.
 
-`ade20k` is the recipe by which masked autoencoders are compared (mmsegmentation's `upernet_mae-base ... 160k_ade20k`,
-after BEiT): crops of 512 pixels, 16 pictures a step, AdamW with a learning rate that shrinks by 0.65 from block to block,
-linear warm-up and a linear way down, windows of 512 every 341 pixels. Left out of it are drop path and dropout, so that
-nothing is random but the crops, the distortion of colours, and its rule that no class fills a crop by more than 75 %.
+`ade20k` is the recipe by which masked autoencoders are compared (C: upernet_mae-base of mmsegmentation, after BEiT):
+crops of 512 pixels, 16 pictures a step, AdamW with a learning rate that shrinks by 0.65 from block to block, linear
+warm-up and a linear way down, windows of 512 every 341 pixels. Left out are drop path and dropout, so that nothing is
+random but the crops; the distortion of colours; and the rule that no class fills more than 75 % of a crop.
 """
 
 import dataclasses

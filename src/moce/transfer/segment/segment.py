@@ -1,8 +1,8 @@
 """The protocol `segment` of `moce evaluate`: train UperNet on a model, test it once, draw some of what it says.
 
-Nothing is chosen, so it is trained on train and val together. With `--json FILE`, training takes place in a run folder beside
-FILE (its name with .training), which the same command continues exactly, and pictures of predictions lie there as well; without,
-nothing is kept.
+Nothing is chosen, so it is trained on train and val together. With `--json FILE`, training takes place in a run folder
+beside FILE (its name with .training), which the same command continues exactly, and pictures of predictions lie beside
+FILE as well; without, nothing is kept.
 """
 
 import tempfile
@@ -87,7 +87,9 @@ def segment(config: EvaluateConfig, device: torch.device, strategy: str | None) 
             {
                 **described(config, task, encoder, recipe, task.classes, found, segmenter.blocks),
                 "seconds": round(trained["seconds"] + time.perf_counter() - start, 3),
-                "training": {k: trained[k] for k in ("steps", "loss", "seconds", "images_per_second", "precision")},
+                "training": {
+                    k: trained[k] for k in ("steps", "loss", "seconds", "images_per_second", "precision")
+                },
                 "peak_rss_bytes": peak_rss_bytes(),
                 "commit": source_commit(),
                 "torch": torch.__version__,
@@ -113,7 +115,9 @@ def training_folder(config: EvaluateConfig) -> Iterator[Path]:
     if config.json is not None:
         yield Path(config.json).with_suffix(".training")
         return
-    say("without --json FILE an interrupted training starts again, and no predictions are drawn", config.quiet)
+    say(
+        "without --json FILE an interrupted training starts again, and no predictions are drawn", config.quiet
+    )
     with tempfile.TemporaryDirectory(prefix="moce-segment-") as folder:
         yield Path(folder)
 
@@ -147,7 +151,9 @@ def tested(
     with track(len(test), f"testing on {task.name}", quiet=config.quiet) as bar:
         for index in range(len(test)):
             image, truth = test.get(index)
-            pixels = finish(covered(image, recipe.image_size)[None].to(device), None, encoder.mean, encoder.std)
+            pixels = finish(
+                covered(image, recipe.image_size)[None].to(device), None, encoder.mean, encoder.std
+            )
             logits = slid(predict, pixels[0], recipe.image_size, recipe.overlap, recipe.batch_size)
             predicted = most_likely(logits, (truth.shape[0], truth.shape[1])).cpu()
             found.confusion.add(truth, predicted)

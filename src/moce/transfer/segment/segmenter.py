@@ -1,7 +1,7 @@
 """An encoder with UperNet on it, and what a training step makes of a batch of crops.
 
-The loss is the mean cross-entropy of the pixels that are scored, at the crop's resolution, plus that of the auxiliary head
-with its weight, plus what the encoder itself asks for (TokenMoE's balance).
+The loss is the mean cross-entropy of the pixels that are scored, at the crop's resolution, plus that of the auxiliary
+head with its weight, plus what the encoder itself asks for (TokenMoE's balance).
 """
 
 from typing import Any
@@ -31,7 +31,9 @@ class Segmenter(Headed):
         super().__init__()
         self.encoder = encoder
         self.blocks = recipe.layers(encoder.num_layers - 1)
-        with torch.random.fork_rng([]):  # new weights are a function of the seed; nobody else's generator moves
+        with torch.random.fork_rng(
+            []
+        ):  # new weights are a function of the seed; nobody else's generator moves
             torch.manual_seed(seed)
             self.neck = Neck(width)
             self.head = UperNet(width, recipe.channels, num_classes)
@@ -58,9 +60,7 @@ def upsampled(logits: Logits, images: Tensor) -> Float[Tensor, "images classes h
 
 def pixel_loss(logits: Logits, classes: Int16[Tensor, "images h w"]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the pixels that are scored; 0 where there is none."""
-    summed = F.cross_entropy(
-        upsampled(logits, classes), classes.long(), ignore_index=IGNORE, reduction="sum"
-    )
+    summed = F.cross_entropy(upsampled(logits, classes), classes.long(), ignore_index=IGNORE, reduction="sum")
     return summed / (classes != IGNORE).sum().clamp(min=1)
 
 

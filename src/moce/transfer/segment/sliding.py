@@ -28,7 +28,9 @@ def covered(
     """A picture resized so that it just covers a window; its ratio stays."""
     sides = (image.shape[1], image.shape[2])
     factor = covering(sides, window)
-    size = tuple(max(math.floor(side * factor + 0.5), least) for side, least in zip(sides, window, strict=True))
+    size = tuple(
+        max(math.floor(side * factor + 0.5), least) for side, least in zip(sides, window, strict=True)
+    )
     return image if size == sides else crop_and_resize(image, (0, 0, *sides), (size[0], size[1]))
 
 

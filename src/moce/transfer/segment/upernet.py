@@ -1,8 +1,8 @@
-"""UperNet (Xiao et al. 2018): a pyramid pooling module on the coarsest of four maps, a feature pyramid on all of them.
+"""UperNet (Xiao et al. 2018): a pyramid pooling module on the coarsest of four maps, a feature pyramid on all four.
 
-A plain ViT has maps of one size, so four of its blocks are brought to four times, twice, once and half the resolution of its
-patches first, by what BEiT and MAE put there: transposed convolutions and pooling. For patches of 16 pixels these are the
-strides 4, 8, 16, 32.
+A plain ViT has maps of one size, so those of four blocks are first brought to four times, twice, once and half the
+resolution of its patches, by what BEiT and MAE put there: transposed convolutions and pooling. For patches of 16 pixels
+these are the strides 4, 8, 16, 32.
 
 It differs from the textbook in having no dropout before the classifier. Logits come at the finest map's resolution.
 """
@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BINS = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
-RESOLUTIONS = (4.0, 2.0, 1.0, 0.5)  # of the four maps over that of the patches
 AUXILIARY = 2  # the map that the auxiliary head reads
 
 Map = Float[Tensor, "images channels rows columns"]
