@@ -292,12 +292,15 @@ class EvaluateConfig(Common):
 
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
     task: str = given("name, folder or all")
-    protocol: str = method("knn", "knn, linear, finetune, segment")
-    preset: str | None = method(
-        None, "recipe of --protocol detect (small, coco) or segment (small, ade20k); by default small"
+    protocol: str = method("knn", "knn, linear, finetune, detect, segment")
+    preset: str | None = given(
+        default=None,
+        help="recipe that the options not given come from: small or coco of detect, small or ade20k of segment [small]",
     )
-    steps: int | None = method(None, "detect, segment: training steps, if not the recipe's", at_least=1)
-    lr: float | None = method(None, "detect, segment: peak learning rate, if not the recipe's", above=0)
+    out: str | None = output(
+        None,
+        "detect, segment: folder of checkpoints, predictions and pictures; by default beside --json, of its name",
+    )
     data_root: str | None = given("folder that the named tasks are in", default=None)
     image_size: int | tuple[int, int] | None = method(
         None, "size of the pictures, if not the model's own: 128 or 96x64 (height x width)", at_least=1
@@ -307,13 +310,28 @@ class EvaluateConfig(Common):
         "how a sub-model is chosen where the model has several: as for `moce customize`, or oracle (each is tried, and "
         "validation by the protocol chooses); by default vote, for sub-nets of SDR knn",
     )
-    epochs: int = method(40, "finetune: passes over the training pictures", at_least=1)
-    batch_size: int = method(64, "finetune: pictures per step", at_least=1)
+    epochs: int = method(40, "finetune, detect: passes over the training pictures", at_least=1)
+    steps: int = method(0, "segment: training steps", at_least=0)
+    batch_size: int = method(64, "finetune, detect, segment: pictures per step", at_least=1)
     lrs: tuple[float, ...] = method(
-        (5e-4, 1e-3, 2e-3), "finetune: peak learning rates that validation chooses from", above=0
+        (5e-4, 1e-3, 2e-3),
+        "finetune: peak learning rates that validation chooses from; detect, segment: the one that is taken",
+        above=0,
     )
     layer_decay: float = method(
-        0.75, "finetune: factor of the learning rate from block to block, downwards (C)", above=0, at_most=1
+        0.75,
+        "finetune, detect, segment: factor of the learning rate from block to block, downwards (C)",
+        above=0,
+        at_most=1,
+    )
+    window: int = method(
+        0,
+        "detect: side in patches of the windows that all but four blocks see (C: 14); 0: all see everything",
+        at_least=0,
+    )
+    checkpoint_minutes: float = speed(5.0, "detect, segment: time between checkpoints", at_least=0)
+    checkpoint_steps: int = speed(
+        0, "detect, segment: steps between checkpoints; 0: by time alone", at_least=0
     )
     k: tuple[int, ...] = method(
         (1, 5, 10, 20, 50), "knn: neighbours that validation chooses from", at_least=1
@@ -491,15 +509,17 @@ def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
 
     Raises UserError for an unknown option, a value that does not fit, or a missing one.
     """
-    from moce.presets import preset_options
+    from moce.presets import evaluation_options, preset_options
 
     known = {f.name: f for f in fields(config_class)}
     for name in given_options:
         if name not in known:
             raise UserError(f"There is no option '{name}' here.{did_you_mean(name, known)}")
     options = dict(given_options)
-    # A recipe of all stages is given; that of an evaluation belongs to its protocol.
-    if "preset" in known and known["preset"].metadata["role"] == "input":
+    if config_class is EvaluateConfig:
+        protocol = str(options.get("protocol", known["protocol"].default))
+        options = {**evaluation_options(protocol, options.get("preset")), **options}
+    elif "preset" in known:
         preset = options.get("preset", known["preset"].default) or inherited_preset(options)
         options["preset"] = preset
         options = {**preset_options(config_class, preset), **options}

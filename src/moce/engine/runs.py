@@ -118,7 +118,7 @@ class Run:
         except OSError:
             self._lock.close()
             raise UserError(
-                f"Another process is working in {self.path}; wait for it or choose another {place(self.config)}."
+                f"Another process is working in {self.path}; wait for it or choose another --out."
             ) from None
 
     def write_json(self, name: str, content: Any) -> None:
@@ -185,20 +185,15 @@ def open_run(
     return run
 
 
-def place(config: Any) -> str:
-    """The option that says where a run lies: an evaluation's lies beside its JSON."""
-    return "--out" if hasattr(config, "out") else "--json"
-
-
 def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
     """Make the folder of a run ready for this process; whether the run is finished."""
     path, verb, config, inputs = run.path, run.verb, run.config, run.inputs
     if path.exists() and not path.is_dir():
-        raise UserError(f"{place(config)} {path} is a file; name a folder.")
+        raise UserError(f"--out {path} is a file; name a folder.")
     own = (LOCK, ".part")  # what a run that was killed right at its start may leave
     foreign = path.is_dir() and [p for p in path.iterdir() if not p.name.endswith(own)]
     if foreign and not (path / CONFIG).is_file():
-        raise UserError(f"{place(config)} {path} is not empty and holds no run; name an empty or new folder.")
+        raise UserError(f"--out {path} is not empty and holds no run; name an empty or new folder.")
     earlier = read_run(path, verb) if (path / CONFIG).is_file() else None
     if earlier is not None and not config.overwrite:
         changed = changed_method_options(earlier.config, config)
@@ -207,15 +202,13 @@ def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
         if changed:
             raise UserError(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "
-                f"repeat the earlier options, choose another {place(config)}, or give --overwrite."
+                "repeat the earlier options, choose another --out, or give --overwrite."
             )
     try:
         path.mkdir(parents=True, exist_ok=True)
         run.acquire()
     except OSError as error:
-        raise UserError(
-            f"Cannot write to {place(config)} {path}: {error.strerror}; choose another place."
-        ) from None
+        raise UserError(f"Cannot write to --out {path}: {error.strerror}; choose another place.") from None
     drop_leftovers(path)
     require_space(path, LEAST_SPACE)
     if earlier is not None and config.overwrite:

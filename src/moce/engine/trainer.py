@@ -30,8 +30,6 @@ from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
 from moce.errors import UserError
 
-REMEDY = "take a lower --base-lr, or --precision fp32, and another --out or --overwrite"
-
 
 class Objective(Protocol):
     """What a stage trains."""
@@ -137,12 +135,12 @@ def train(
     plan: Plan,
     config: Training,
     what: str,
-    remedy: str = REMEDY,
+    lower: str = "--base-lr",
 ) -> dict[str, Any]:
     """Train `objective` for `plan.num_steps`, continuing from the run's newest checkpoint.
 
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
-    the run's result. Raises UserError, which ends with the `remedy`, when the loss is not finite; the last good
+    the run's result. Raises UserError when the loss is not finite, naming the option to `lower`; the last good
     checkpoint stays.
     """
     processes = group()
@@ -196,7 +194,7 @@ def train(
             save |= bool(config.checkpoint_steps) and step % config.checkpoint_steps == 0
             if line_is_due or save or signal:
                 sums = processes.averages(sums)
-                require_finite(sums, objective.trained, step, run, remedy)
+                require_finite(sums, objective.trained, step, run, lower)
             if line_is_due:
                 now = time.monotonic()
                 speed = (step - line_first) * plan.batch_size / max(now - line_started, 1e-9)
@@ -247,7 +245,7 @@ def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def require_finite(
-    sums: dict[str, Tensor], module: nn.Module, step: int, run: Run, remedy: str = REMEDY
+    sums: dict[str, Tensor], module: nn.Module, step: int, run: Run, lower: str = "--base-lr"
 ) -> None:
     """UserError when loss or weights have left the numbers since the last check; asked before they are saved."""
     norms = torch._foreach_norm([p for p in module.parameters() if p.requires_grad])
@@ -255,4 +253,7 @@ def require_finite(
     if not math.isfinite(total.item()):
         kept = checkpoints(run.path)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
-        raise UserError(f"The loss is not finite at step {step}: {where}; {remedy}.")
+        raise UserError(
+            f"The loss is not finite at step {step}: {where}; take a lower {lower}"
+            f"{', or --precision fp32,' if lower == '--base-lr' else ''} and another --out or --overwrite."
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moce.config import experts_method
 from moce.engine.files import read_json, sha256_of
-from moce.engine.runs import CONFIG, RunInfo
+from moce.engine.runs import CONFIG, RESULT, RunInfo
 from moce.errors import UserError
 from moce.model.weights import read_header, read_tensors
 from moce.stages.nearest import SHEET
@@ -134,6 +134,10 @@ def gather(paths: tuple[str, ...]) -> Contents:
     for item in found:
         if item.kind == "prepared" or (item.kind == "run" and item.content.verb == "prepare"):
             continue  # pictures; a page shows what was made of them
+        if item.kind == "run" and item.content.verb == "evaluate":
+            if item.content.finished:
+                contents.results.append({**item.content.result(), "file": str(item.path / RESULT)})
+            continue
         if item.kind == "run":
             contents.runs.append(_run(item, contents))
         elif item.kind == "customised":

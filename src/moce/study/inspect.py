@@ -191,6 +191,8 @@ def _run(found: Found) -> Described:
         names = ("loss", "reconstruction", "distill", "max_gate", "agreement", "dead")
         figures = [f"{name} {last[name]:.4g}" for name in names if name in last]
         lines.append(f"at step {last['step']:,}: {', '.join(figures)}")
+    if info.verb == "evaluate" and result:
+        lines += _results(Found("evaluations", found.path, [result]))[0][1:]
     if "num_clusters" in result:
         lines.append(
             f"{result['num_images']:,} pictures in {result['num_clusters']} clusters of {result['size_min']} to "

@@ -20,6 +20,7 @@ from moce.study.figures import PIXEL_BUDGET, scale_for
 from moce.study.page.colours import colour_section
 from moce.study.page.curves import gates, learning
 from moce.study.page.gallery import PER_EXPERT, cluster_section, expert_section, reconstruction_rows
+from moce.study.page.predictions import prediction_rows
 from moce.study.page.results import result_section
 from moce.study.page.runs import run_row
 from moce.study.page.tasks import task_section
@@ -120,6 +121,7 @@ def page_sections(contents: Contents, seed: int, budget: float = PIXEL_BUDGET) -
     scale = common_scale(contents, budget)
     made = {
         "results": [result_section(table) for table in tables(contents.results)],
+        "predictions": prediction_rows(contents.results, budget),
         "tasks": [task_section(task) for task in contents.tasks],
         "runs": [run_row(run) for run in contents.runs],
         "learning": learning(contents),

@@ -25,7 +25,7 @@ from moce.transfer.submodels import BY_LABELS, open_submodels
 SCHEMA = 1
 PROTOCOLS = ("knn", "linear", "finetune", "segment")
 LATER = ("detect",)
-ALONE = ("segment",)  # protocols with tasks of their own
+ALONE = ("segment",)  # protocols whose tasks are of another kind than classes of whole pictures
 
 
 @verb(EvaluateConfig)
@@ -38,10 +38,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
-    if protocols == ["segment"]:
-        from moce.transfer.segment.segment import segment  # which has tasks of its own
+    if "segment" in protocols:
+        from moce.transfer.segment.protocol import segment
 
-        result = segment(config, device, strategy_of(config, protocols))
+        result = segment(config, strategy_of(config, protocols), device)
         say(table([result]), config.quiet)
         return result
     tasks = open_tasks(config.task, config.data_root, channels_of(config.model))
@@ -74,7 +74,9 @@ def protocols_of(option: str) -> list[str]:
             hint = did_you_mean(name, PROTOCOLS + LATER)
             raise UserError(f"There is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
         if name in ALONE and len(protocols) > 1:
-            raise UserError(f"--protocol {name} has tasks of its own: name it alone.")
+            raise UserError(
+                f"--protocol {name} goes alone: its sets are of another kind than those of the others."
+            )
     return protocols
 
 

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from moce.transfer.segment.masks import IGNORE
 from moce.transfer.segment.maskset import Pool, open_mask_task
 from moce.transfer.segment.recipe import RECIPES
 
-RECIPE = replace(RECIPES["small"], image_size=(32, 24), batch_size=4)
+SIZE, RECIPE = (32, 24), RECIPES["small"]
 
 
 def test_a_picture_just_covers_the_crop_at_scale_1() -> None:
@@ -30,7 +29,7 @@ def test_a_mask_takes_the_class_at_the_centre_of_a_pixel() -> None:
 
 def test_picture_and_mask_are_cut_mirrored_and_padded_alike(tiny_ade: Path) -> None:
     task = open_mask_task(str(tiny_ade), None, 3).checked(0, quiet=True)
-    crops = Crops(Pool([task.train]), Order(16, 4, 0), RECIPE, (0.5, 0.5, 0.5), seed=0)
+    crops = Crops(Pool([task.train]), Order(16, 4, 0), SIZE, RECIPE, (0.5, 0.5, 0.5), seed=0)
     padded = mirrored = 0
     for step in range(12):
         images, classes = crops[step]
@@ -49,7 +48,7 @@ def test_a_batch_is_a_function_of_seed_and_step(tiny_ade: Path) -> None:
     task = open_mask_task(str(tiny_ade), None, 3).checked(0, quiet=True)
 
     def batch(seed: int, step: int) -> torch.Tensor:
-        return Crops(Pool([task.train]), Order(16, 4, seed), RECIPE, (0.5,) * 3, seed)[step][0]
+        return Crops(Pool([task.train]), Order(16, 4, seed), SIZE, RECIPE, (0.5,) * 3, seed)[step][0]
 
     assert torch.equal(batch(0, 5), batch(0, 5))
     assert not torch.equal(batch(0, 5), batch(1, 5)) and not torch.equal(batch(0, 5), batch(0, 9))

@@ -28,7 +28,7 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_it_learns_to_tell_shapes_apart(model: Path, tiny_ade: Path, tmp_path: Path) -> None:
-    result = run(model, tiny_ade, steps=60, lr=2e-3, json=tmp_path / "tiny.json")
+    result = run(model, tiny_ade, steps=60, lrs=(2e-3,), json=tmp_path / "tiny.json")
     share = [s["pixels"] for s in result["scores"]]
     constant = max(share) / sum(share) / 3  # what the best constant prediction gets
     assert constant < 0.3
@@ -40,8 +40,9 @@ def test_it_learns_to_tell_shapes_apart(model: Path, tiny_ade: Path, tmp_path: P
     assert (result["num_train"], result["num_val"], result["num_test"]) == (16, 0, 6)
     assert result["settings"]["steps"] == 60 and result["settings"]["image_size"] == [32, 32]
     assert json.loads((tmp_path / "tiny.json").read_text()) == result
-    assert result["pictures"] == [f"predictions-tiny-{i}.png" for i in range(6)]
-    first = Image.open(tmp_path / result["pictures"][0])
+    assert result["folder"] == str(tmp_path / "tiny")
+    assert result["pictures"] == [f"predictions-{i:05d}.png" for i in range(6)]
+    first = Image.open(tmp_path / "tiny" / result["pictures"][0])
     width, height = Image.open(tiny_ade / "images" / "validation" / "ADE_00001000.jpg").size
     assert first.size == (3 * width + 4, height)
 
@@ -72,16 +73,14 @@ def test_an_interrupted_training_continues_exactly(
     assert stopped.value.code == 143 and not (tmp_path / "cut.json").exists()
     again = run(model, tiny_ade, steps=6, json=tmp_path / "cut.json")
     assert cut == [0, 1, 2, 3, 4, 5]
-    changed = ("pictures", "model")
+    changed = ("folder",)
     assert {k: v for k, v in without_times(again).items() if k not in changed} == {
         k: v for k, v in without_times(whole).items() if k not in changed
     }
     assert again["training"]["loss"] == whole["training"]["loss"]
     for one, other in zip(again["pictures"], whole["pictures"], strict=True):
-        assert (tmp_path / one).read_bytes() == (tmp_path / other).read_bytes()
-    with pytest.raises(
-        UserError, match="--steps was 6 and is now 7; repeat the earlier options, choose another --json"
-    ):
+        assert (tmp_path / "cut" / one).read_bytes() == (tmp_path / "whole" / other).read_bytes()
+    with pytest.raises(UserError, match="--steps was 6 and is now 7"):
         run(model, tiny_ade, steps=7, json=tmp_path / "cut.json")
     cut.clear()
     assert without_times(run(model, tiny_ade, steps=6, json=tmp_path / "cut.json")) == without_times(again)
@@ -117,19 +116,24 @@ def test_maps_of_blocks_are_what_timm_calls_intermediates(model: Path) -> None:
 
 def test_sentences_about_what_cannot_be_segmented(model: Path, tiny_ade: Path, small_runs: Any) -> None:
     for options, sentence in {
-        ("preset", "smal"): r"no preset 'smal' of --protocol segment.*Did you mean 'small'\?",
+        (
+            "preset",
+            "smal",
+        ): r"segment has no preset 'smal': choose one of small, ade20k. Did you mean 'small'\?",
+        ("lrs", (1e-3, 2e-3)): "segment trains once: give one learning rate as --lrs",
+        ("batch_size", 1): "needs a --batch-size of at least 2",
         ("strategy", "vote"): "is one model",
         ("image_size", 30): "not a multiple",
     }.items():
         with pytest.raises(UserError, match=sentence):
             run(model, tiny_ade, **{options[0]: options[1]})
     with pytest.raises(
-        UserError, match="compares pictures by class, and those of a segmentation task have none"
+        UserError, match="compares pictures by their class, and those of --protocol segment have none"
     ):
         run(small_runs.moce, tiny_ade, strategy="knn")
     with pytest.raises(UserError, match="gives no map of patches, which --protocol segment needs"):
         run("timm:test_resnet?pretrained=false", tiny_ade)
-    with pytest.raises(UserError, match="has tasks of its own: name it alone"):
+    with pytest.raises(UserError, match="segment goes alone"):
         moce.evaluate(str(model), task=str(tiny_ade), protocol="knn,segment", quiet=True)
-    with pytest.raises(UserError, match="takes one task"):
+    with pytest.raises(UserError, match="name one task of --protocol segment"):
         run(model, Path("all"))

@@ -61,8 +61,16 @@ def nearest(before: int, after: int) -> Int64[Tensor, "after"]:
 class Crops(Dataset):
     """Item s is the batch of step s: (pictures, classes of their pixels)."""
 
-    def __init__(self, pool: Pool, order: Order, recipe: Recipe, mean: Sequence[float], seed: int) -> None:
-        self.pool, self.order, self.recipe, self.seed = pool, order, recipe, seed
+    def __init__(
+        self,
+        pool: Pool,
+        order: Order,
+        size: tuple[int, int],
+        recipe: Recipe,
+        mean: Sequence[float],
+        seed: int,
+    ) -> None:
+        self.pool, self.order, self.size, self.recipe, self.seed = pool, order, size, recipe, seed
         self.filling = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)[:, None, None]
 
     def __getitem__(self, step: int) -> Any:
@@ -77,9 +85,9 @@ class Crops(Dataset):
         """One crop, from four draws in [0, 1)."""
         recipe, (image, mask) = self.recipe, self.pool.get(index)
         scale = recipe.min_scale + (recipe.max_scale - recipe.min_scale) * scale
-        box, size = crop_of((mask.shape[0], mask.shape[1]), recipe.image_size, scale, top, left)
-        crop = self.filling.expand(-1, *recipe.image_size).clone()
-        classes = mask.new_full(recipe.image_size, IGNORE)
+        box, size = crop_of((mask.shape[0], mask.shape[1]), self.size, scale, top, left)
+        crop = self.filling.expand(-1, *self.size).clone()
+        classes = mask.new_full(self.size, IGNORE)
         crop[:, : size[0], : size[1]] = crop_and_resize(image, box, size)
         classes[: size[0], : size[1]] = cut_mask(mask, box, size)
         if recipe.flip and mirror < 0.5:

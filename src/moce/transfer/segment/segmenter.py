@@ -21,7 +21,7 @@ from moce.transfer.segment.masks import IGNORE
 from moce.transfer.segment.recipe import Recipe
 from moce.transfer.segment.upernet import AUXILIARY, Auxiliary, Neck, UperNet
 
-Logits = Float[Tensor, "images classes rows columns"]
+Logits = Float[Tensor, "images classes _rows _columns"]  # those of the two heads differ in size
 
 
 class Segmenter(Headed):
@@ -67,10 +67,19 @@ def pixel_loss(logits: Logits, classes: Int16[Tensor, "images h w"]) -> Float[Te
 class Segmentation(nn.Module):
     """What the training loop trains."""
 
-    def __init__(self, segmenter: Segmenter, encoder: Encoder, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        encoder: Encoder,
+        recipe: Recipe,
+        lr: float,
+        layer_decay: float,
+        device: torch.device,
+    ) -> None:
         super().__init__()
         self.trained, self.recipe, self.device = segmenter, recipe, device
-        self.mean, self.std = encoder.mean, encoder.std
+        self.mean, self.std, self.image_size = encoder.mean, encoder.std, encoder.image_size
+        self.lr, self.layer_decay = lr, layer_decay
         self.train()
 
     def forward(
@@ -87,13 +96,13 @@ class Segmentation(nn.Module):
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """Those of fine-tuning: smaller learning rates further down, no decay of norms and biases."""
-        groups = parameter_groups(self.trained, self.recipe.layer_decay, self.recipe.weight_decay)
-        return [{**group, "peak_lr": self.recipe.lr * group["scale"]} for group in groups]  # type: ignore[operator]
+        groups = parameter_groups(self.trained, self.layer_decay, config.weight_decay)
+        return [{**group, "peak_lr": self.lr * float(str(group.pop("scale")))} for group in groups]
 
     def flops_per_image(self) -> int:
         """Of a step: three times those of a forward pass, counted in one."""
         self.eval()
-        picture = torch.zeros(1, len(self.mean), *self.recipe.image_size, device=self.device)
+        picture = torch.zeros(1, len(self.mean), *self.image_size, device=self.device)
         with FlopCounterMode(display=False) as counter:
             self.trained(picture)
         self.train()

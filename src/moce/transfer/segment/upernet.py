@@ -15,7 +15,7 @@ from torch import Tensor, nn
 BINS = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
 AUXILIARY = 2  # the map that the auxiliary head reads
 
-Map = Float[Tensor, "images channels rows columns"]
+Map = Float[Tensor, "images _channels _rows _columns"]  # of any size: those of one call differ
 
 
 class ConvNorm(nn.Module):
@@ -75,7 +75,7 @@ class UperNet(nn.Module):
         ]
         return self.bottleneck(torch.cat([images, *seen], dim=1))
 
-    def forward(self, maps: list[Map]) -> Float[Tensor, "images classes rows columns"]:
+    def forward(self, maps: list[Map]) -> Map:
         levels = [lateral(one) for lateral, one in zip(self.lateral, maps, strict=False)]
         levels.append(self.coarsest(maps[3]))
         for i in (2, 1, 0):
@@ -92,7 +92,7 @@ class Auxiliary(nn.Module):
         self.conv = ConvNorm(width, channels)
         self.classifier = classifier(channels, num_classes)
 
-    def forward(self, images: Map) -> Float[Tensor, "images classes rows columns"]:
+    def forward(self, images: Map) -> Map:
         return self.classifier(self.conv(images))
 
 
