@@ -1,12 +1,11 @@
-"""What is pre-training worth for segmentation? UperNet on random weights, on the dense control and on a customised model.
+"""What is pre-training worth for segmentation? UperNet on random weights, the dense control and a customised model.
 
     python benchmarks/segmentation.py --task DATA/camvid --mae-star runs/mae-star --moce runs/moce \
         --out results/segmentation
 
-Every model is trained and tested by `moce evaluate --protocol segment` with the same options, one after the other; the
-random weights have the shape of --mae-star. A run that was interrupted goes on when the command is repeated. Written are
---out.json, the list of results, --out.md, the table, and a folder per model with its
-predictions.
+Every model is trained and tested by `moce evaluate --protocol segment` with the same options, one after the other;
+the random weights have the shape of --mae-star. A run that was interrupted goes on when the command is repeated.
+Written are OUT.json, the list of results, OUT.md, the table, and a folder per model with its predictions.
 """
 
 import argparse

@@ -7,7 +7,7 @@ pixel that lies at the centre of the new one.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int16, Int64, UInt8
@@ -58,8 +58,15 @@ def nearest(before: int, after: int) -> Int64[Tensor, "after"]:
     return centres.long().clamp_(max=before - 1)
 
 
+class Batch(NamedTuple):
+    """Crops and the classes of their pixels."""
+
+    images: UInt8[Tensor, "images channels h w"]
+    classes: Int16[Tensor, "images h w"]
+
+
 class Crops(Dataset):
-    """Item s is the batch of step s: (pictures, classes of their pixels)."""
+    """Item s is the batch of step s."""
 
     def __init__(
         self,
@@ -73,11 +80,11 @@ class Crops(Dataset):
         self.pool, self.order, self.size, self.recipe, self.seed = pool, order, size, recipe, seed
         self.filling = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)[:, None, None]
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, step: int) -> Batch:
         indices, epochs = self.order.batch(step)
         draws = uniform(self.seed, "segmentation crop", epochs, indices, 4).tolist()
         found = [self.crop(i, *draw) for i, draw in zip(indices.tolist(), draws, strict=True)]
-        return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+        return Batch(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
     def crop(
         self, index: int, scale: float, top: float, left: float, mirror: float

@@ -1,7 +1,7 @@
 """`evaluate --protocol segment`: train UperNet on an encoder, test it once, mean intersection over union.
 
-It is a run: interrupted, the same command goes on from the last checkpoint. One process trains it. There is one learning
-rate, so nothing is chosen, and what is learned from is train and val together.
+It is a run: interrupted, the same command goes on from the last checkpoint. One process trains it. There is one
+learning rate, so nothing is chosen, and what is learned from is train and val together.
 """
 
 import tempfile

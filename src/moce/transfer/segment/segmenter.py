@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Float, Int16
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +17,7 @@ from moce.engine.devices import moved
 from moce.images.augment import finish
 from moce.transfer.encoder import Encoder, Trainable
 from moce.transfer.finetune import Headed, parameter_groups
+from moce.transfer.segment.augment import Batch
 from moce.transfer.segment.masks import IGNORE
 from moce.transfer.segment.recipe import Recipe
 from moce.transfer.segment.upernet import AUXILIARY, Auxiliary, Neck, UperNet
@@ -82,9 +83,7 @@ class Segmentation(nn.Module):
         self.lr, self.layer_decay = lr, layer_decay
         self.train()
 
-    def forward(
-        self, batch: tuple[UInt8[Tensor, "images channels h w"], Int16[Tensor, "images h w"]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, what to log)."""
         images, classes = (moved(part, self.device) for part in batch)
         logits, auxiliary = self.trained(finish(images, None, self.mean, self.std))
