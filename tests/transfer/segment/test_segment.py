@@ -47,6 +47,16 @@ def test_it_learns_to_tell_shapes_apart(model: Path, tiny_ade: Path, tmp_path: P
     assert first.size == (3 * width + 4, height)
 
 
+def test_the_page_shows_the_number_and_the_predictions(model: Path, tiny_ade: Path, tmp_path: Path) -> None:
+    run(model, tiny_ade, steps=1, json=tmp_path / "tiny.json")
+    for number, given in enumerate((tmp_path / "tiny.json", tmp_path / "tiny")):
+        made = moce.report([str(given)], out=str(tmp_path / f"{number}.html"), quiet=True)
+        assert made["sections"] == ["results", "predictions"]
+        page = (tmp_path / f"{number}.html").read_text()
+        assert page.count("a test picture as annotated and as predicted") == 6
+        assert "Segmentation: the whole model learns the class of every pixel" in page
+
+
 def test_the_same_seed_gives_the_same_number(model: Path, tiny_ade: Path) -> None:
     first, second = (run(model, tiny_ade, seed=3) for _ in range(2))
     assert without_times(first) == without_times(second)

@@ -15,7 +15,7 @@ GAP = 2  # pixels between the views
 HIGHEST = 320  # pixels of the longer side of a picture that is drawn
 
 
-def colours(num_classes: int) -> UInt8[np.ndarray, "classes+1 3"]:
+def colours(num_classes: int) -> UInt8[np.ndarray, "colours 3"]:
     """A colour per class by the rule of Pascal VOC: its bits, dealt out to red, green, blue; the last is black."""
     numbers = np.arange(1, num_classes + 1)
     table = np.zeros((num_classes + 1, 3), np.uint8)
