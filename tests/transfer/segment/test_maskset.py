@@ -11,12 +11,18 @@ from PIL import Image
 
 from moce.engine.files import write_json
 from moce.errors import UserError
+from moce.images.sources import Source
 from moce.transfer.segment.masks import IGNORE, class_numbers, named
 from moce.transfer.segment.maskset import MaskTask, open_mask_task
 
 
 def opened(path: Path, quiet: bool = True) -> MaskTask:
     return open_mask_task(str(path), None, 3).checked(0, quiet)
+
+
+def numbers(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -42,7 +48,7 @@ def test_ade20k_s_numbers_become_classes(tiny_ade: Path) -> None:
     task = opened(tiny_ade)
     assert task.classes is not None and task.classes.names == ["meadow", "ball", "box"]
     image, classes = task.test.get(0)
-    stored = np.asarray(Image.open(tiny_ade / "annotations" / "validation" / "ADE_00001000.png"))
+    stored = numbers(tiny_ade / "annotations" / "validation" / "ADE_00001000.png")
     assert image.shape[1:] == classes.shape == stored.shape
     assert (classes.numpy() == stored.astype(int) - 1).all()
     assert (classes[0] == IGNORE).all()
@@ -62,8 +68,12 @@ def test_one_file_is_split_and_without_names_classes_are_counted(tmp_path: Path)
     write(tmp_path / "streets.parquet", rows(10, 2))
     task = opened(tmp_path / "streets.parquet")
     assert (task.name, len(task.train), task.val, len(task.test)) == ("streets", 8, None, 2)
-    assert not set(task.train.rows) & set(task.test.rows)
-    assert task.test.rows == opened(tmp_path / "streets.parquet").test.rows
+    assert sorted(task.train.of + task.test.of) == list(range(10))
+    assert task.test.of == opened(tmp_path / "streets.parquet").test.of
+    assert isinstance(task.train.pictures, Source)
+    for part in (task.train, task.test):  # rows are filled with their number
+        assert [int(part.get(i)[0].max()) for i in range(len(part))] == part.of
+        assert part.pictures.name(1) == f"streets.parquet row {part.of[1]}"
     assert task.classes is not None and task.classes.names == ["0", "1", "2"]
 
 
@@ -115,14 +125,14 @@ def smaller_mask(folder: Path) -> None:
 
 def far_class(folder: Path) -> None:
     path = folder / "annotations" / "validation" / "ADE_00001002.png"
-    mask = np.array(Image.open(path))
+    mask = numbers(path)
     mask[4, 4] = 77
     Image.fromarray(mask).save(path)
 
 
 def colour_mask(folder: Path) -> None:
     path = folder / "annotations" / "training" / "ADE_00000003.png"
-    Image.open(path).convert("RGB").save(path)
+    Image.fromarray(numbers(path)).convert("RGB").save(path)
 
 
 def no_split(folder: Path) -> None:
@@ -207,6 +217,6 @@ def test_sentences_about_parquet_and_places(tmp_path: Path, tiny_ade: Path) -> N
     for split in ("images", "annotations"):
         shutil.copytree(tiny_ade / split, tmp_path / "blank" / split)
     for path in (tmp_path / "blank" / "annotations" / "training").iterdir():
-        Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+        Image.fromarray(np.zeros_like(numbers(path))).save(path)
     with pytest.raises(UserError, match="have class numbers up to 0: there must be one from 1"):
         opened(tmp_path / "blank")

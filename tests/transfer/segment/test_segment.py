@@ -42,9 +42,9 @@ def test_it_learns_to_tell_shapes_apart(model: Path, tiny_ade: Path, tmp_path: P
     assert json.loads((tmp_path / "tiny.json").read_text()) == result
     assert result["folder"] == str(tmp_path / "tiny")
     assert result["pictures"] == [f"predictions-{i:05d}.png" for i in range(6)]
-    first = Image.open(tmp_path / "tiny" / result["pictures"][0])
-    width, height = Image.open(tiny_ade / "images" / "validation" / "ADE_00001000.jpg").size
-    assert first.size == (3 * width + 4, height)
+    with Image.open(tmp_path / "tiny" / result["pictures"][0]) as drawn:
+        with Image.open(tiny_ade / "images" / "validation" / "ADE_00001000.jpg") as picture:
+            assert drawn.size == (3 * picture.width + 4, picture.height)
 
 
 def test_the_page_shows_the_number_and_the_predictions(model: Path, tiny_ade: Path, tmp_path: Path) -> None:

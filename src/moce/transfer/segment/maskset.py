@@ -34,43 +34,65 @@ MASK_COLUMNS = ("mask", "annotation")
 PARTS = {"train": "training", "test": "validation"}  # ADE20K's names of the splits
 TESTED = 0.2  # of a file without splits
 
-
 Files = FolderImages | ParquetImages  # sources that hand out a picture's file
+
+
+class Rows:
+    """Some pictures of a source, without labels, as a source: what chooses a sub-model must not see the others."""
+
+    classes: list[str] | None = None
+    labels = None
+
+    def __init__(self, source: Source, rows: list[int]) -> None:
+        self.source, self.rows, self.uri = source, rows, source.uri
+        self.channels = getattr(source, "channels", 3)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def get(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], int | None]:
+        """See `Source`."""
+        return self.source.get(self.rows[index])[0], None
+
+    def shards(self) -> list[range]:
+        """One: neighbours may lie anywhere."""
+        return [range(len(self))]
+
+    def name(self, index: int) -> str:
+        """That of the picture."""
+        return self.source.name(self.rows[index])
+
+    def fingerprint(self) -> str:
+        """Of the source, and which of its pictures these are."""
+        return sha256_of(self.source.fingerprint(), str(self.rows))
 
 
 class MaskSet(Dataset):
     """One split: pictures, and beside each a mask of its size."""
 
-    def __init__(self, pictures: Source, masks: Files, of: list[int], rows: list[int] | None = None) -> None:
-        """Picture i has mask `of[i]`; `rows` leaves only some of the pictures."""
+    def __init__(self, pictures: Source, masks: Files, of: list[int]) -> None:
+        """Picture i has mask `of[i]`."""
         self.pictures, self.masks, self.of = pictures, masks, of
-        self.rows = list(range(len(pictures))) if rows is None else rows
         self.classes: Classes | None = None
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    def name(self, index: int) -> str:
-        """The picture, for people."""
-        return self.pictures.name(self.rows[index])
+        return len(self.of)
 
     def mask_name(self, index: int) -> str:
-        """Its mask, for people."""
-        return f"{self.masks.name(self.of[self.rows[index]])} of '{self.masks.uri}'"
+        """The mask of a picture, for people."""
+        return f"{self.masks.name(self.of[index])} of '{self.masks.uri}'"
 
     def fingerprint(self) -> str:
-        """Of pictures, masks, classes, and which of them these are."""
-        meaning = "" if self.classes is None else f"{self.classes}"
-        return sha256_of(self.pictures.fingerprint(), self.masks.fingerprint(), str(self.rows), meaning)
+        """Of pictures, masks and classes."""
+        return sha256_of(self.pictures.fingerprint(), self.masks.fingerprint(), str(self.classes))
 
     def stored(self, index: int) -> tuple[UInt8[Tensor, "channels rows columns"], Tensor]:
         """(picture, numbers in its mask). UserError where one of them cannot be read or their sizes differ."""
-        row = self.rows[index]
-        what = f"picture {self.pictures.name(row)} of '{self.pictures.uri}'"
+        what = f"picture {self.pictures.name(index)} of '{self.pictures.uri}'"
         try:
-            image = self.pictures.get(row)[0]
+            image = self.pictures.get(index)[0]
             what = f"mask {self.mask_name(index)}"
-            data = self.masks.encoded(self.of[row])
+            data = self.masks.encoded(self.of[index])
             if data is None:
                 raise UnreadableImage("no bytes in this row")
         except UnreadableImage as error:
@@ -210,7 +232,7 @@ def file_task(path: Path, channels: int) -> MaskTask:
     order = uniform(SPLIT_SEED, "test split", 0, torch.arange(len(whole)), 1)[:, 0].argsort(stable=True)
     cut = max(round(TESTED * len(whole)), 1)
     test, train = (sorted(rows.tolist()) for rows in (order[:cut], order[cut:]))
-    parts = [MaskSet(whole.pictures, whole.masks, whole.of, rows) for rows in (train, test)]
+    parts = [MaskSet(Rows(whole.pictures, rows), whole.masks, rows) for rows in (train, test)]
     return MaskTask(path.stem, parts[0], None, parts[1], class_names(path.parent, 0), 0)
 
 
