@@ -293,9 +293,9 @@ class EvaluateConfig(Common):
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
     task: str = given("name, folder or all")
     protocol: str = method("knn", "knn, linear, finetune, detect, segment")
-    preset: str | None = given(
-        default=None,
-        help="recipe that the options not given come from: small or coco of detect, small or ade20k of segment [small]",
+    preset: str | None = method(
+        None,
+        "recipe that the options not given come from: small or coco of detect, small or ade20k of segment [small]",
     )
     out: str | None = output(
         None,

@@ -94,14 +94,14 @@ PRESETS: dict[str, Recipe] = {
 EVALUATIONS: dict[str, dict[str, dict[str, Any]]] = {
     "detect": {
         # Minutes on two cores for a hundred pictures.
-        "small": dict(image_size=224, epochs=10, batch_size=4, lrs=(5e-4,), layer_decay=0.75, window=14),
-        # ViTDet's ViT-B on COCO (R): many GPUs for days.
+        "small": dict(image_size=224, epochs=24, batch_size=4, lrs=(1e-3,), layer_decay=0.75, window=14),
+        # ViTDet's ViT-B on COCO (R), for many GPUs.
         "coco": dict(image_size=1024, epochs=100, batch_size=64, lrs=(1e-4,), layer_decay=0.7, window=14),
     },
     "segment": {
-        # About ten minutes on two cores with ViT-Ti/8, testing on some 200 pictures included.
-        "small": dict(image_size=128, steps=400, batch_size=8, lrs=(1e-3,), layer_decay=0.75),
-        # The recipe by which masked autoencoders are compared on ADE20K (C): a ViT-B takes 8 GPUs about a day.
+        # With ViT-Ti/8 less than twelve minutes on two cores, testing on 233 pictures included: 0.8 s of one core a step (M).
+        "small": dict(image_size=128, steps=800, batch_size=8, lrs=(1e-3,), layer_decay=0.75),
+        # The recipe by which masked autoencoders are compared on ADE20K (C), for a GPU.
         "ade20k": dict(image_size=512, steps=160_000, batch_size=16, lrs=(1e-4,), layer_decay=0.65),
     },
 }  # protocol: preset: options; the first preset is taken where none is named
@@ -125,7 +125,7 @@ def evaluation_options(protocol: str, preset: str | None) -> dict[str, Any]:
     if there is None:
         if preset is not None:
             raise UserError(
-                f"--preset {preset}: only --protocol {' and '.join(EVALUATIONS)} has presets, not {protocol}."
+                f"--preset {preset}: of evaluations only those by {' and '.join(EVALUATIONS)} have presets, not {protocol}."
             )
         return {}
     preset = preset or next(iter(there))

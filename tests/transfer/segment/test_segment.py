@@ -109,6 +109,11 @@ def test_a_task_s_slice_of_the_experts_and_token_gates_are_trained_too(
     assert whole["method"] == "TokenMoE" and 0 < whole["pixel_accuracy"] < 1
 
 
+def test_somebody_else_s_vit_is_trained_too(tiny_ade: Path) -> None:
+    result = run("timm:test_vit?pretrained=false", tiny_ade, image_size=64, steps=1)
+    assert result["weights"] == "random" and result["settings"]["image_size"] == [64, 64]
+
+
 def test_maps_of_blocks_are_what_timm_calls_intermediates(model: Path) -> None:
     network = (
         load_encoder(str(model), torch.device("cpu"), quiet=True, image_size=(32, 48)).trainable().eval()
@@ -145,5 +150,7 @@ def test_sentences_about_what_cannot_be_segmented(model: Path, tiny_ade: Path, s
         run("timm:test_resnet?pretrained=false", tiny_ade)
     with pytest.raises(UserError, match="segment goes alone"):
         moce.evaluate(str(model), task=str(tiny_ade), protocol="knn,segment", quiet=True)
+    with pytest.raises(UserError, match="only those by detect and segment have presets, not knn"):
+        moce.evaluate(str(model), task=str(tiny_ade), protocol="knn", preset="small", quiet=True)
     with pytest.raises(UserError, match="name one task of --protocol segment"):
         run(model, Path("all"))

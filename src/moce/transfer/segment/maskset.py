@@ -255,20 +255,27 @@ def paired(folder: Path, part: str, channels: int) -> MaskSet:
         FolderImages(str(folder / kind / part), number)
         for kind, number in (("images", channels), ("annotations", 1))
     )
-    stems = [
-        {str(Path(source.name(i)).with_suffix("")): i for i in range(len(source))}
-        for source in (pictures, masks)
-    ]
-    for kind, here, there in (("mask", *stems), ("picture", *reversed(stems))):
-        if alone := sorted(here.keys() - there.keys()):
-            source, other = (pictures, masks) if kind == "mask" else (masks, pictures)
-            raise UserError(
-                f"{source.name(here[alone[0]])} of {source.uri} has no {kind} in {other.uri}"
-                f"{f', and {len(alone) - 1} others have none either' if len(alone) > 1 else ''}: unpack the set again, "
-                "or remove what is left over."
-            )
-    of = [stems[1][str(Path(pictures.name(i)).with_suffix(""))] for i in range(len(pictures))]
-    return MaskSet(pictures, masks, of)
+    picture_of, mask_of = stems(pictures), stems(masks)
+    refuse_alone(picture_of, mask_of, pictures, masks, "mask")
+    refuse_alone(mask_of, picture_of, masks, pictures, "picture")
+    return MaskSet(pictures, masks, [mask_of[stem] for stem in picture_of])
+
+
+def stems(source: FolderImages) -> dict[str, int]:
+    """The index of each file by its name without ending, in order."""
+    return {str(Path(source.name(i)).with_suffix("")): i for i in range(len(source))}
+
+
+def refuse_alone(
+    here: dict[str, int], there: dict[str, int], source: FolderImages, other: FolderImages, kind: str
+) -> None:
+    """UserError where a file of `source` has no counterpart, a `kind`, in `other`."""
+    if alone := sorted(here.keys() - there.keys()):
+        others = f", and {len(alone) - 1} others have none either" if len(alone) > 1 else ""
+        raise UserError(
+            f"{source.name(here[alone[0]])} of {source.uri} has no {kind} in {other.uri}{others}: unpack the set again, "
+            "or remove what is left over."
+        )
 
 
 def class_names(folder: Path, first: int) -> Classes | None:
