@@ -119,6 +119,11 @@ def drop_many(folder: Path) -> None:
         path.unlink()
 
 
+def same_name(folder: Path) -> None:
+    images = folder / "images" / "training"
+    shutil.copy(images / "ADE_00000003.jpg", images / "ADE_00000003.jpeg")
+
+
 def smaller_mask(folder: Path) -> None:
     Image.new("L", (7, 9)).save(folder / "annotations" / "training" / "ADE_00000003.png")
 
@@ -159,6 +164,7 @@ def cut_off_mask(folder: Path) -> None:
         (drop_mask, r"ADE_00000003.jpg of .*training has no mask in .*training: unpack the set again"),
         (drop_picture, r"ADE_00001002.png of .*validation has no picture in .*images/validation: unpack"),
         (drop_many, r"ADE_00000004.jpg of .* has no mask in .*, and 11 others have none either: unpack"),
+        (same_name, r"ADE_00000003.jpeg and ADE_00000003.jpg of .* have one name"),
         (smaller_mask, r"The mask ADE_00000003.png of .* has 7 x 9 pixels and its picture \d+ x \d+"),
         (far_class, r"ADE_00001002.png of .* has the class number 77: by objectInfo150.txt they end at 3"),
         (

@@ -262,8 +262,17 @@ def paired(folder: Path, part: str, channels: int) -> MaskSet:
 
 
 def stems(source: FolderImages) -> dict[str, int]:
-    """The index of each file by its name without ending, in order."""
-    return {str(Path(source.name(i)).with_suffix("")): i for i in range(len(source))}
+    """The index of each file by its name without ending, in order. UserError where two have the same."""
+    found: dict[str, int] = {}
+    for index in range(len(source)):
+        stem = str(Path(source.name(index)).with_suffix(""))
+        if stem in found:
+            raise UserError(
+                f"{source.name(found[stem])} and {source.name(index)} of {source.uri} have one name, so nobody knows "
+                "which mask belongs to which picture; rename one of them."
+            )
+        found[stem] = index
+    return found
 
 
 def refuse_alone(
@@ -273,8 +282,8 @@ def refuse_alone(
     if alone := sorted(here.keys() - there.keys()):
         others = f", and {len(alone) - 1} others have none either" if len(alone) > 1 else ""
         raise UserError(
-            f"{source.name(here[alone[0]])} of {source.uri} has no {kind} in {other.uri}{others}: unpack the set again, "
-            "or remove what is left over."
+            f"{source.name(here[alone[0]])} of {source.uri} has no {kind} in {other.uri}{others}: unpack the set "
+            "again, or remove what is left over."
         )
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moce.config import EvaluateConfig, Training, pair
 from moce.engine.devices import autocast, num_workers_of, peak_rss_bytes
-from moce.engine.files import require_space
+from moce.engine.files import read_json, require_space, write_whole
 from moce.engine.progress import say, track
 from moce.engine.runs import Run, open_run, source_commit
 from moce.engine.trainer import train
@@ -36,6 +37,7 @@ from moce.transfer.submodels import BY_LABELS
 
 SCHEMA = 1
 BETA2 = 0.999  # AdamW's
+WEIGHTS, TRAINING = "segmenter.safetensors", "training.json"
 
 
 def segment(config: EvaluateConfig, strategy: str | None, device: torch.device) -> dict[str, Any]:
@@ -102,9 +104,16 @@ def evaluated(
     assert task.classes is not None
     recipe, names = RECIPES[config.preset or "small"], task.classes.names
     segmenter = Segmenter(require_map(encoder, "segment"), encoder.width, len(names), recipe, config.seed)
-    # Two checkpoints with both moments.
-    require_space(run.path, 6 * sum(p.nbytes for p in segmenter.parameters() if p.requires_grad))
-    training = trained(run, segmenter, task, encoder, recipe, config, device)
+    # Two checkpoints with both moments, and the weights.
+    require_space(run.path, 8 * sum(p.nbytes for p in segmenter.parameters()))
+    if (run.path / WEIGHTS).is_file():  # interrupted after training
+        segmenter.load_state_dict(load_file(run.path / WEIGHTS))
+        training = read_json(run.path / TRAINING)
+    else:
+        training = trained(run, segmenter, task, encoder, recipe, config, device)
+        run.write_json(TRAINING, training)  # before the weights, which say that it is done
+        with write_whole(run.path / WEIGHTS) as temporary:
+            save_file({n: t.contiguous().cpu() for n, t in segmenter.state_dict().items()}, temporary)
     start = time.perf_counter()
     confusion, pictures = tested(segmenter, task, encoder, recipe, kept, config, device)
     iou, accuracy = confusion.iou(), confusion.accuracy()
