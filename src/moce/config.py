@@ -305,14 +305,16 @@ class EvaluateConfig(Common):
     task: str = given(
         "a folder with train and test; all, or a name below --data-root: of a folder there, or aircraft, caltech101, "
         "cars, cifar10, cifar100, dtd, flowers102, food101, pets, sun397, voc2007, imagenet1k as torchvision lays them "
-        "out; toyworld://KIND; hf://NAME; for detect a folder in COCO's format"
+        "out; toyworld://KIND; hf://NAME; for detect a folder in COCO's format, for segment one in ADE20K's, or parquet"
     )
-    protocol: str = method("knn", "knn, linear, finetune, detect")
+    protocol: str = method("knn", "knn, linear, finetune, detect, segment")
     preset: str | None = method(
-        None, "detect: recipe that the options not given come from: small or coco [small]"
+        None,
+        "recipe that the options not given come from: small or coco of detect, small or ade20k of segment [small]",
     )
     out: str | None = output(
-        None, "detect: folder of checkpoints, predictions and pictures; by default beside --json, of its name"
+        None,
+        "detect, segment: folder of checkpoints, predictions and pictures; by default beside --json, of its name",
     )
     data_root: str | None = given("folder that the named tasks are in", default=None)
     download: bool = given(
@@ -333,15 +335,16 @@ class EvaluateConfig(Common):
         "validation by the protocol chooses); by default vote, for sub-nets of SDR knn",
     )
     epochs: int = method(40, "finetune, detect: passes over the training pictures", at_least=1)
-    batch_size: int = method(64, "finetune, detect: pictures per step", at_least=1)
+    steps: int = method(0, "segment: training steps", at_least=0)
+    batch_size: int = method(64, "finetune, detect, segment: pictures per step", at_least=1)
     lrs: tuple[float, ...] = method(
         (5e-4, 1e-3, 2e-3),
-        "finetune: peak learning rates that validation chooses from; detect: the one that is taken",
+        "finetune: peak learning rates that validation chooses from; detect, segment: the one that is taken",
         above=0,
     )
     layer_decay: float = method(
         0.75,
-        "finetune, detect: factor of the learning rate from block to block, downwards (C)",
+        "finetune, detect, segment: factor of the learning rate from block to block, downwards (C)",
         above=0,
         at_most=1,
     )
@@ -350,8 +353,10 @@ class EvaluateConfig(Common):
         "detect: side in patches of the windows that all but four blocks see (C: 14); 0: all see everything",
         at_least=0,
     )
-    checkpoint_minutes: float = speed(5.0, "detect: time between checkpoints", at_least=0)
-    checkpoint_steps: int = speed(0, "detect: steps between checkpoints; 0: by time alone", at_least=0)
+    checkpoint_minutes: float = speed(5.0, "detect, segment: time between checkpoints", at_least=0)
+    checkpoint_steps: int = speed(
+        0, "detect, segment: steps between checkpoints; 0: by time alone", at_least=0
+    )
     k: tuple[int, ...] = method(
         (1, 5, 10, 20, 50), "knn: neighbours that validation chooses from", at_least=1
     )

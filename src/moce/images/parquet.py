@@ -33,9 +33,10 @@ class ParquetImages:
 
     whole_shards = True
 
-    def __init__(self, uri: str, files: list[Path], channels: int = 3) -> None:
+    def __init__(self, uri: str, files: list[Path], channels: int = 3, columns: tuple[str, ...] = ()) -> None:
+        """The pictures of the first of `columns` that is there; by default those of the image column."""
         self.uri, self.files, self.channels = uri, files, channels
-        about = [_about(path) for path in files]
+        about = [_about(path, columns) for path in files]
         self.column = about[0].column
         for path, other in zip(files, about):
             if other.column != self.column:
@@ -173,9 +174,13 @@ class _About(NamedTuple):
     footer: bytes
 
 
-def _about(path: Path) -> _About:
+def _about(path: Path, columns: tuple[str, ...] = ()) -> _About:
     with _open_parquet(path) as file:
-        column = _image_column(path, file.schema_arrow)
+        column = (
+            _column_of(path, file.schema_arrow, columns)
+            if columns
+            else _image_column(path, file.schema_arrow)
+        )
         rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         try:
             labels = _labels(path, file)
@@ -228,6 +233,18 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
             f"'{path}' has {fault}: its columns are {', '.join(f'{f.name} ({f.type})' for f in schema)}."
         )
     return columns[0]
+
+
+def _column_of(path: Path, schema: pa.Schema, columns: tuple[str, ...]) -> str:
+    """The first of these columns that is there and holds encoded pictures."""
+    for name in columns:
+        index = schema.get_field_index(name)
+        if index >= 0 and _holds_bytes(schema.field(index).type):
+            return name
+    raise UserError(
+        f"'{path}' has no column '{columns[0]}' of pictures: its columns are "
+        f"{', '.join(f'{f.name} ({f.type})' for f in schema)}."
+    )
 
 
 def _labels(path: Path, file: pq.ParquetFile) -> Int64[np.ndarray, "rows"] | None:

@@ -13,7 +13,8 @@ Other people's models are in rivals.py.
 """
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,6 +69,12 @@ class Trainable(nn.Module):
 
         With a window only four blocks see all patches, the others windows of so many x so many (model/windows.py).
         """
+        raise NotImplementedError
+
+    def block_maps(
+        self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
+    ) -> list[Float[Tensor, "images width rows columns"]]:
+        """The patch tokens that these blocks give, where they lie, unnormed; only where there is a `patch_size`."""
         raise NotImplementedError
 
 
@@ -157,8 +164,38 @@ class PlainViT(Trainable):
     ) -> Float[Tensor, "images width rows columns"]:
         return last_map(self.vit, window, lambda: self(images))
 
+    def block_maps(
+        self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
+    ) -> list[Float[Tensor, "images width rows columns"]]:
+        return overheard(self.vit, blocks, lambda: self(images))
+
     def layer_of(self, name: str) -> int:
         return vit_layer(name.removeprefix("vit."), self.num_layers)
+
+
+def overheard(
+    vit: VisionTransformer, blocks: Sequence[int], run: Callable[[], Tensor]
+) -> list[Float[Tensor, "images width rows columns"]]:
+    """What these blocks give in a pass, as maps of the patches: what enters the first norm of the block after each.
+
+    Read there, nothing has to be known of how the pass goes through the blocks, with experts or without.
+    """
+    found: dict[int, Tensor] = {}
+
+    def keep(block: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[block] = inputs[0]
+
+    after = [*(block.norm1 for block in vit.blocks[1:]), vit.norm]
+    hooks = [after[b].register_forward_pre_hook(functools.partial(keep, b)) for b in blocks]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows, columns = vit.patch_embed.grid_size
+    return [
+        found[b][:, vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, (rows, columns)) for b in blocks
+    ]
 
 
 def vit_layer(name: str, num_layers: int) -> int:
@@ -195,6 +232,11 @@ class RoutedViT(Trainable):
         self, images: Float[Tensor, "images channels h w"], window: int = 0
     ) -> Float[Tensor, "images width rows columns"]:
         return last_map(self.model.encoder, window, lambda: self(images))
+
+    def block_maps(
+        self, images: Float[Tensor, "images channels h w"], blocks: Sequence[int]
+    ) -> list[Float[Tensor, "images width rows columns"]]:
+        return overheard(self.model.encoder, blocks, lambda: self(images))
 
     def layer_of(self, name: str) -> int:
         if name.startswith("model.gate."):  # one tensor for all expert layers; it goes with the last of them

@@ -23,9 +23,8 @@ from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_se
 from moce.transfer.submodels import BY_LABELS, open_submodels
 
 SCHEMA = 1
-PROTOCOLS = ("knn", "linear", "finetune", "detect")
-LATER = ("segment",)
-ALONE = ("detect",)  # protocols whose tasks are of another kind than classes of whole pictures
+PROTOCOLS = ("knn", "linear", "finetune", "detect", "segment")
+ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures
 
 
 @verb(EvaluateConfig)
@@ -40,10 +39,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     device = pick_device(config.device)
     if config.out is not None and not set(protocols) & set(ALONE):
         raise UserError(f"--out is for --protocol {', '.join(ALONE)}; the result goes where --json says.")
-    if "detect" in protocols:
-        from moce.transfer.detect.protocol import detect
-
-        result = detect(config, strategy_of(config, protocols), device)
+    if set(protocols) & set(ALONE):
+        result = alone(protocols[0], config, device)
         say(table([result]), config.quiet)
         return result
     tasks = open_tasks(config.task, config.data_root, channels_of(config.model), config.download)
@@ -68,14 +65,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     return results if config.task == "all" or len(protocols) > 1 else results[0]
 
 
+def alone(protocol: str, config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
+    """The result of a protocol whose tasks are of another kind."""
+    if config.shots is not None:
+        raise UserError(
+            f"--shots is for classes of whole pictures, not for --protocol {protocol}; leave it out."
+        )
+    strategy = strategy_of(config, [protocol])
+    if protocol == "detect":
+        from moce.transfer.detect.protocol import detect
+
+        return detect(config, strategy, device)
+    from moce.transfer.segment.protocol import segment
+
+    return segment(config, strategy, device)
+
+
 def protocols_of(option: str) -> list[str]:
     """The protocols named in `--protocol`; UserError for one that is not there."""
     protocols = [name.strip() for name in option.split(",")]
     for name in protocols:
-        if name in LATER:
-            raise UserError(f"--protocol {name} is not there yet; choose one of {', '.join(PROTOCOLS)}.")
         if name not in PROTOCOLS:
-            hint = did_you_mean(name, PROTOCOLS + LATER)
+            hint = did_you_mean(name, PROTOCOLS)
             raise UserError(f"There is no protocol '{name}'; choose one of {', '.join(PROTOCOLS)}.{hint}")
         if name in ALONE and len(protocols) > 1:
             raise UserError(

@@ -1,0 +1,1 @@
+"""Semantic segmentation: UperNet on any encoder that gives maps of its patches."""
