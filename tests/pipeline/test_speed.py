@@ -16,7 +16,7 @@ from same_numbers import assert_same_numbers, lines
 from torch.nn import functional
 
 import moce
-from moce.images import loader
+from moce.images import loader, reading
 from moce.model import autoencoder, experts
 
 EIGHT_STEPS = {"epochs": 1, "precision": "fp32", "num_workers": 0, "device": "cpu", "quiet": True}
@@ -67,7 +67,8 @@ def plain_adamw(patch: pytest.MonkeyPatch, used: Used) -> None:
 
 
 def one_worker(patch: pytest.MonkeyPatch, used: Used) -> None:
-    """Note a training step's crops that another process made."""
+    """Forget the pictures that earlier runs have decoded, and note a step's crops that another process made."""
+    reading.forget()
     here, in_workers = os.getpid(), loader.in_workers
     crops_of = loader._Crops.__getitem__
 
