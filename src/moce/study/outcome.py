@@ -48,9 +48,7 @@ def prepare(out: Path, config: StudyConfig) -> None:
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"Cannot write to --out {out}: {error.strerror}; choose another place."
-        ) from None
+        raise UserError(f"Cannot write to --out {out}: {error.strerror}; choose another place.") from None
 
 
 def write(
