@@ -83,6 +83,7 @@ NOTES = (
     "Memory of training is what was added to the process (to the GPU, on one) while a method was built and took its "
     "first step; of inference the weights and what a first pass added; of the search what that added.",
 )
+SEARCHES = 2  # turns of the search at most: of all sub-models one takes as long as many steps
 QUICK = "Measured with quick: sizes too small and turns too few to mean anything."
 
 
@@ -203,9 +204,11 @@ def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dic
     return {**{name: getattr(options, name) for name in names}, **here}
 
 
-def timed_rows(variants: list[Variant], setting: Setting, quiet: bool, what: str) -> list[dict[str, Any]]:
-    """Rows as of `moce bench`, of variants that take turns."""
-    repeats = 1 if setting.options.quick else setting.options.repeats
+def timed_rows(
+    variants: list[Variant], setting: Setting, quiet: bool, what: str, most: int = 100
+) -> list[dict[str, Any]]:
+    """Rows as of `moce bench`, of variants that take turns, `most` at most."""
+    repeats = 1 if setting.options.quick else min(setting.options.repeats, most)
     variants[0].build().seconds()  # libraries that the first job loads are not its memory
     with track(len(variants) * (repeats + 1), what, "runs", quiet) as bar:
         found = take_turns(variants, repeats, setting.device, lambda name: bar.advance(1, name))
@@ -245,7 +248,7 @@ def inference(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list
 def search(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
     """The search for a task's sub-model."""
     seeking = Search(setting, options.moce, options.task, options.data_root)
-    rows = timed_rows(seeking.variants(), setting, quiet, "search")
+    rows = timed_rows(seeking.variants(), setting, quiet, "search", SEARCHES)
     header = read_header(seeking.run / "model.safetensors")
     about = {name: header["experts"][name] for name in ("num_clusters", "num_experts", "layers")}
     if options.moce is not None:
