@@ -107,9 +107,9 @@ def read_cell(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def method_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `moce evaluate` that change the result, as JSON has them."""
-    config = resolve(EvaluateConfig, {"model": "x", "task": "x", **options})
+def method_options(options: Mapping[str, Any], protocol: str) -> dict[str, Any]:
+    """Options of `moce evaluate` by a protocol that change the result, as JSON has them."""
+    config = resolve(EvaluateConfig, {"model": "x", "task": "x", "protocol": protocol, **options})
     kept = [f for f in options if EvaluateConfig.__dataclass_fields__[f].metadata["role"] == "method"]
     return json.loads(json.dumps({name: getattr(config, name) for name in kept}))
 
@@ -157,7 +157,7 @@ class Cells:
         options = evaluate_options(self.plan, cell)
         if isinstance(options, Waits):
             return None  # the learning rate was chosen where that other cell lies
-        before, now = content["study"].get("options", {}), method_options(options)
+        before, now = content["study"].get("options", {}), method_options(options, cell.protocol)
         if changed := [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]:
             name = changed[0]
             return f"{name} was {before.get(name)} and is now {now.get(name)}"

@@ -169,7 +169,7 @@ class Worker:
             "arm": cell.arm.name,
             "run": self.cells.run_of(cell.arm, cell.seed),
             "method": result["method"],
-            "options": method_options(options),
+            "options": method_options(options, cell.protocol),
             "seconds": round(time.monotonic() - started, 3),
             "cost": cost_of(cell.stage),
         }

@@ -123,7 +123,9 @@ def require_options(settings: Settings, table: str, options: Mapping[str, Any], 
             raise UserError(f"{where}: '{name}' is said by the study itself; leave it out.")
     some = dict.fromkeys(("images", "out", "mae", "enc", "clusters", "model", "task"), "x")
     known = [f.name for f in fields(CLASSES[table])]
-    preset = {"preset": settings.content["preset"]} if "preset" in settings.content else {}
+    # An evaluation's presets are others, of some protocols.
+    has_preset = "preset" in settings.content and table != "evaluate"
+    preset = {"preset": settings.content["preset"]} if has_preset else {}
     given = {name: value for name, value in {**some, **preset}.items() if name in known}
     try:
         resolve(CLASSES[table], {**given, **options})
@@ -151,7 +153,7 @@ def evaluation_options(settings: Settings) -> dict[str, dict[str, Any]]:
                 raise UserError(
                     f"{settings.where} [{within}]: '{name}' is said by the study itself; leave it out."
                 )
-        require_options(settings, "evaluate", options, within)
+        require_options(settings, "evaluate", {**options, "protocol": protocol}, within)
     return found
 
 
