@@ -78,6 +78,25 @@ def test_speed_options_may_change_and_method_options_may_not() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gate", "idle", "counts"),
+    [
+        ("cluster", {}, {"imbalance": 0.5}),
+        ("token", {"embedding": "random"}, {"num_experts": 3}),
+        ("sdr", {"top_k": 2, "gate_lr": 1.0}, {"layers": (1,)}),
+        ("none", {"layers": (1,), "num_experts": 3, "balance": 0.5}, {"distill": 0.5}),
+    ],
+)
+def test_options_that_a_gate_does_not_use_may_change(gate: str, idle: dict, counts: dict) -> None:
+    given = {"mae": "m", "clusters": "c", "images": "x", "out": "y", "gate": gate}
+    recorded = json.loads(json.dumps(resolve(ExpertsConfig, given).__dict__))
+    assert changed_method_options(recorded, resolve(ExpertsConfig, {**given, **idle})) == []
+    changed = changed_method_options(recorded, resolve(ExpertsConfig, {**given, **idle, **counts}))
+    assert [sentence.split()[0] for sentence in changed] == [f"--{name.replace('_', '-')}" for name in counts]
+    other = resolve(ExpertsConfig, {**given, "gate": "sdr" if gate == "none" else "none"})
+    assert changed_method_options(recorded, other) == [f"--gate was {gate} and is now {other.gate}"]
+
+
+@pytest.mark.parametrize(
     ("given", "wanted"),
     [
         ("64", 64),

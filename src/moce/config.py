@@ -4,7 +4,7 @@ One frozen dataclass per verb. The command line, the Python functions, `config.j
 "did a method option change since this run was started?" are all derived from these fields, so an option is added in
 one place. A field has a role:
 
-    method   changes the result: a run that is continued must have the same value
+    method   changes the result: a run that is continued must have the same value, unless another makes it idle
     speed    changes how fast the result comes, not the result beyond rounding: may differ when a run is continued
     input    names a file, folder or set of pictures: compared by fingerprint, not by spelling
     output   where results go and how chatty the program is: never compared
@@ -84,6 +84,10 @@ class Common:
     quiet: bool = output(False, "print nothing but errors")
     json: str | None = output(None, "write the result to this file as JSON")
     overwrite: bool = output(False, "start again where a run is already there")
+
+    def idle(self) -> tuple[str, ...]:
+        """Method options that change nothing, whatever they are, given the others."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +206,10 @@ class ClusterConfig(Distributed):
     )
 
 
+GATE_OPTIONS = ("gate_noise", "gate_lr", "output_scale")  # of any gate that learns
+CLUSTER_GATE_OPTIONS = ("imbalance", "gate_start", "embedding")  # of one that reads clusters
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(Training):
     """Train experts that are chosen by the cluster of a picture, or one of the controls."""
@@ -264,6 +272,15 @@ class ExpertsConfig(Training):
         "how pictures reach their experts: sorted, one product for each; loop, the reference, which computes all; "
         "grouped, one product for all, before which a GPU is not asked how many rows each gets",
     )
+
+    def idle(self) -> tuple[str, ...]:
+        """What the gate does not use."""
+        return {
+            "cluster": (),
+            "token": CLUSTER_GATE_OPTIONS,
+            "sdr": ("top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS),
+            "none": ("layers", "num_experts", "top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS),
+        }[self.gate]
 
 
 def experts_method(options: Mapping[str, Any]) -> str:
@@ -668,7 +685,7 @@ def changed_method_options(before: dict[str, Any], config: Any) -> list[str]:
     """Sentences such as '--epochs was 3 and is now 5' for method options that differ from an earlier run."""
     differences = []
     for field in fields(config):
-        if field.metadata["role"] != "method" or field.name not in before:
+        if field.metadata["role"] != "method" or field.name not in before or field.name in config.idle():
             continue
         now = getattr(config, field.name)
         now = list(now) if isinstance(now, tuple) else now

@@ -117,6 +117,24 @@ def test_thirty_pictures_of_each_class_of_caltech(tmp_path: Path, monkeypatch: p
     refused("caltech101", tmp_path, "lie in no folder of a class")
 
 
+def test_the_split_of_a_class_of_caltech_depends_on_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BUILDERS["caltech101"](tmp_path, monkeypatch)
+
+    def tested() -> set[str]:
+        test = open_task("caltech101", str(tmp_path)).test
+        return {test.name(i) for i in range(len(test))}
+
+    before = tested()
+    kept = sorted(name for name in before if "accordion/" in name)
+    folder = tmp_path / "caltech101" / "101_ObjectCategories"
+    (folder / kept[0]).unlink()  # one of the two that test: the other one stays
+    assert tested() == before - {kept[0]}
+    numbers = {name.rpartition("_")[2] for name in before}
+    assert len(numbers) > 20, "classes whose pictures have the same names are drawn apart"
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_data_set_that_is_not_there(name: str, tmp_path: Path) -> None:
     hand = name in ("cars", "imagenet1k")

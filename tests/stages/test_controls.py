@@ -58,6 +58,12 @@ def test_methods_have_names_and_the_same_number_of_updates(controls: Controls, s
     assert controls.results["selected"]["num_images"] == np.isin(labels, (2, 5)).sum() < len(labels)
 
 
+def test_a_finished_run_without_experts_does_not_care_how_many(controls: Controls, small_runs) -> None:
+    given = {"images": small_runs.images, "out": controls.folder / "plain", "quiet": True, "num_workers": 0}
+    asked = {**given, **CONTROLS["plain"], "layers": (2,), "num_experts": 3}
+    assert moce.train_experts(small_runs.mae, small_runs.clusters, **asked) == controls.results["plain"]
+
+
 @pytest.mark.parametrize("name", ["sdr", "shuffled", "plain"])
 def test_all_start_from_the_dense_model_on_the_same_pictures(
     controls: Controls, small_runs, name: str
@@ -155,6 +161,8 @@ def test_options_that_exclude_each_other(options: dict, words: str) -> None:
 def test_options_that_are_not_used_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     given = {"mae": "m", "clusters": "c", "images": "x", "out": "y", "preset": "debug", "gate": "sdr"}
     require_sense(resolve(ExpertsConfig, given))
-    assert "gate sdr has no gate: --top-k" in capsys.readouterr().err
+    assert "gate sdr has no gate: --top-k, --balance, " in capsys.readouterr().err
+    require_sense(resolve(ExpertsConfig, {**given, "gate": "none"}))
+    assert "gate none trains no experts: --layers, --num-experts, " in capsys.readouterr().err
     require_sense(resolve(ExpertsConfig, {**given, "compile": True}))
     assert "the step of experts is not compiled" in capsys.readouterr().err

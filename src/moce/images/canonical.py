@@ -4,8 +4,8 @@ Which pictures train and which test, the metric and the number of classes are th
 torchvision's classes expect and download them:
 
     aircraft    fgvc-aircraft-2013b/     its train, val and test; variants are the classes
-    caltech101  caltech101/              30 of each class train, drawn once for all; the background is a class unless
-                                         the task is written caltech101?classes=101
+    caltech101  caltech101/              30 of each class train, drawn once for all by the names of their files; the
+                                         background is a class unless the task is written caltech101?classes=101
     cars        stanford_cars/           its train and test
     cifar10     cifar-10-batches-py/     its train and test; cifar100 in cifar-100-python/
     dtd         dtd/dtd/                 the first of its ten splits into train, val and test
@@ -20,15 +20,15 @@ Where there is no val, 20 % of train are it (tasks.py). Caltech-101 and ImageNet
 the background class of the one, and wants the development kit of the other.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
-from moce.engine.randomness import uniform
+from moce.engine.files import sha256_of
 from moce.errors import UserError
 from moce.images.part import Part
 from moce.images.sources import FolderImages, Source
@@ -213,15 +213,20 @@ def _download(chosen: Canonical, root: Path) -> None:
 
 
 def _caltech(root: Path, channels: int, num_classes: int) -> dict[str, Source]:
-    """30 pictures of each class, drawn by a fixed seed, and the others."""
+    """The 30 pictures of each class whose names have the smallest hashes, and the others.
+
+    So the split of a class does not depend on the other classes, and a picture more or less moves at most one other.
+    """
     whole = FolderImages(str(root / "caltech101" / "101_ObjectCategories"), channels)
     if whole.labels is None or whole.classes is None:
         raise UserError(
             f"Some pictures in {whole.uri} lie in no folder of a class: unpack Caltech-101 there again."
         )
     names = [n for n in whole.classes if num_classes == 102 or n != BACKGROUND]
-    chance = uniform(CALTECH_SEED, "Caltech-101 split", 0, torch.arange(len(whole)), 1)[:, 0]
-    order = chance.argsort(stable=True).numpy()
+    draw = [
+        sha256_of(f"Caltech-101 split {CALTECH_SEED}", os.fsencode(whole.name(i))) for i in range(len(whole))
+    ]
+    order = np.argsort(draw, kind="stable")
     rows: dict[str, list[Int64[np.ndarray, " rows"]]] = {"train": [], "test": []}
     for name in names:
         own = order[whole.labels[order] == whole.classes.index(name)]

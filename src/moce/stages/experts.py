@@ -274,15 +274,17 @@ def require_sense(config: ExpertsConfig) -> None:
         )
     if config.only_clusters and config.gate != "none":
         raise UserError(f"--only-clusters trains the dense model: give --gate none, not {config.gate}.")
-    unused = {
-        "none": "trains no experts: --layers, --num-experts, --balance and --imbalance are not used",
-        "token": "has no imbalance loss and reads no cluster: --imbalance, --gate-start and --embedding are not used",
-        "sdr": "has no gate: --top-k, --balance, --imbalance, --gate-start, --embedding and the like are not used",
+    because = {
+        "none": "trains no experts",
+        "token": "has no imbalance loss and reads no cluster",
+        "sdr": "has no gate",
     }
     if config.compile:
         say("--compile is for `moce pretrain`: the step of experts is not compiled", config.quiet)
-    if config.gate in unused and not (config.gate == "none" and not config.imbalance):
-        say(f"gate {config.gate} {unused[config.gate]}", config.quiet)
+    if config.idle() and not (config.gate == "none" and not config.imbalance):
+        spelled = ["--" + name.replace("_", "-") for name in config.idle()]
+        unused = f"{', '.join(spelled[:-1])} and {spelled[-1]} are not used"
+        say(f"gate {config.gate} {because[config.gate]}: {unused}", config.quiet)
 
 
 @verb(ExpertsConfig)

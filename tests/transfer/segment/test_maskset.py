@@ -2,18 +2,20 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from moce.engine.files import write_json
 from moce.errors import UserError
+from moce.images.decode import FORMATS
 from moce.images.sources import Source
 from moce.transfer.segment.masks import IGNORE, class_numbers, named
-from moce.transfer.segment.maskset import MaskTask, open_mask_task
+from moce.transfer.segment.maskset import MaskTask, open_mask_task, parquet_set
 
 
 def opened(path: Path, quiet: bool = True) -> MaskTask:
@@ -94,6 +96,69 @@ def test_a_palette_is_not_looked_up_and_sixteen_bits_are_read() -> None:
     image.save(file, format="PNG")
     assert class_numbers(file.getvalue(), "m").tolist() == [[0, 1]]
     assert class_numbers(png(np.array([[300, 2]], np.uint16)), "m").tolist() == [[300, 2]]
+
+
+def stored(form: str, size: tuple[int, int] = (16, 8), **options: Any) -> bytes:
+    """A mask of left 0, right 2 in a file of this format."""
+    image = Image.new("L", size)
+    image.paste(2, (size[0] // 2, 0, *size))
+    file = io.BytesIO()
+    image.save(file, format=form, **options)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "PPM"])
+def test_formats_that_give_back_the_numbers(form: str) -> None:
+    assert class_numbers(stored(form), "m").tolist() == [[0] * 8 + [2] * 8] * 8
+    if form in ("PNG", "TIFF"):
+        assert class_numbers(stored(form, exif=turned(1)), "m").shape == (8, 16)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "JPEG2000", "WEBP", "AVIF", "GIF"])
+def test_a_mask_of_a_format_that_may_change_numbers_is_refused(form: str) -> None:
+    if form not in FORMATS:
+        pytest.skip(f"this Pillow reads no {form}")
+    sentence = rf"The mask m is a {form} file, which may change numbers .* as PNG, TIFF, BMP or PPM\.$"
+    with pytest.raises(UserError, match=sentence):
+        class_numbers(stored(form), "m")
+
+
+def test_a_tiff_with_a_jpeg_inside_is_refused() -> None:
+    with pytest.raises(UserError, match="The mask m is a TIFF compressed as jpeg, which may change numbers"):
+        class_numbers(stored("TIFF", compression="jpeg"), "m")
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_mask_that_a_tag_turns_is_refused(form: str, orientation: int) -> None:
+    with pytest.raises(
+        UserError, match="The mask m has an orientation tag: store it upright, as its picture"
+    ):
+        class_numbers(stored(form, exif=turned(orientation)), "m")
+
+
+def test_the_mask_of_a_turned_picture_is_of_the_picture_as_it_is_shown(tmp_path: Path) -> None:
+    path, picture = (
+        tmp_path / "one.parquet",
+        stored("PNG", exif=turned(6)),
+    )  # its left half is shown as the upper one
+    write(path, [{"image": {"bytes": picture}, "mask": {"bytes": stored("PNG")}}])
+    with pytest.raises(
+        UserError, match=r"16 x 8 pixels and its picture 8 x 16; .*, that of the picture as it is shown"
+    ):
+        parquet_set(path, 1).stored(0)
+    upright = io.BytesIO()
+    with Image.open(io.BytesIO(stored("PNG"))) as mask:
+        mask.transpose(Image.Transpose.ROTATE_270).save(upright, format="PNG")
+    write(path, [{"image": {"bytes": picture}, "mask": {"bytes": upright.getvalue()}}])
+    image, numbers = parquet_set(path, 1).stored(0)
+    assert image.shape == (1, 16, 8) and image[0].tolist() == numbers.tolist()
 
 
 def test_classes_from_their_table() -> None:

@@ -1,6 +1,7 @@
 import torch
 from torch import Tensor
 
+from moce.transfer.segment.recipe import RECIPES
 from moce.transfer.segment.sliding import covered, most_likely, slid, starts
 
 WINDOW = (8, 12)
@@ -35,6 +36,7 @@ def test_windows_start_evenly_and_end_with_the_side() -> None:
     assert starts(683, 512, 1 / 3) == [0, 171]
     assert starts(1200, 512, 1 / 3) == [0, 341, 682, 688]
     assert starts(512, 512, 1 / 3) == [0]
+    assert starts(1200, 512, RECIPES["ade20k"].overlap) == [0, 256, 512, 688]  # as mmsegmentation does
 
 
 def test_a_picture_is_resized_to_just_cover_a_window() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Int16, Int64
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from moce.errors import UserError, first_line
@@ -18,12 +18,18 @@ NOT_SCORED = ("void", "ignore", "unlabelled", "unlabeled")  # names of classes t
 # Pillow's modes of one whole number per pixel; P holds places in a palette, whose colours do not matter.
 ONE_NUMBER = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 MOST_CLASSES = 32_000
+# Formats that give back the numbers that were stored. Those that are lossy only sometimes (WebP, AVIF, JPEG 2000) do
+# not say whether they were, and writers of GIF, Pillow among them, number the colours anew (M).
+EXACT = ("PNG", "TIFF", "BMP", "PPM")
+INEXACT_TIFF = ("jpeg", "tiff_jpeg", "webp")  # Pillow's names of compressions inside of a TIFF
+UPRIGHT = (0, 1)  # orientation tags that turn nothing; 0 is no orientation, and common
 
 
 def class_numbers(data: bytes, name: str) -> Int64[np.ndarray, "rows columns"]:
     """The numbers in a mask as they are stored. UserError, naming it, for a file that is no such picture."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            require_exact(image, name)
             if image.mode not in ONE_NUMBER:
                 raise UserError(
                     f"The mask {name} is in colour ({image.mode}): a mask has one number per pixel, the class; "
@@ -35,6 +41,22 @@ def class_numbers(data: bytes, name: str) -> Int64[np.ndarray, "rows columns"]:
         raise
     except Exception as error:  # whatever Pillow's readers raise on broken bytes
         raise UserError(f"The mask {name} cannot be read ({first_line(error)}); put it right.") from None
+
+
+def require_exact(image: Image.Image, name: str) -> None:
+    """UserError for a mask whose format may have changed its numbers, or that an orientation tag would turn."""
+    packed = image.info.get("compression")
+    if image.format not in EXACT or packed in INEXACT_TIFF:
+        kind = f"TIFF compressed as {packed}" if image.format in EXACT else f"{image.format} file"
+        raise UserError(
+            f"The mask {name} is a {kind}, which may change numbers when it is stored: make it again from the original "
+            "as PNG, TIFF, BMP or PPM."
+        )
+    # Pillow turns some formats when it reads them and others not, and nobody knows what the writer meant.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in UPRIGHT:
+        raise UserError(
+            f"The mask {name} has an orientation tag: store it upright, as its picture is shown, and without the tag."
+        )
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,10 @@ class MaskSet(Dataset):
         numbers = torch.from_numpy(class_numbers(data, where))
         if numbers.shape != image.shape[1:]:
             sides = [f"{shape[1]} x {shape[0]}" for shape in (numbers.shape, image.shape[1:])]
+            lying = numbers.shape == image.shape[:0:-1]
             raise UserError(
-                f"The mask {where} has {sides[0]} pixels and its picture {sides[1]}; they must be of one size."
+                f"The mask {where} has {sides[0]} pixels and its picture {sides[1]}; they must be of one size"
+                f"{', that of the picture as it is shown, turned by its orientation tag' if lying else ''}."
             )
         return image, numbers
 
