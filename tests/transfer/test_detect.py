@@ -98,7 +98,17 @@ def test_heads_are_a_function_of_the_seed_and_learn_fastest(small_runs) -> None:
     assert scales[named["rpn.head.conv.0.0.weight"]] == scales[named["pyramid.levels.0.1.weight"]] == 1
     assert scales[named["encoder.vit.patch_embed.proj.weight"]] == 0.5**depth
     norm = next(p for n, p in named.items() if n.startswith("pyramid") and p.ndim == 1)
-    assert decays[norm] == 0 and decays[named["rpn.head.conv.0.0.weight"]] == 0.1
+    assert decays[norm] == 0 and decays[named["encoder.vit.cls_token"]] == 0
+
+
+def test_every_matrix_of_the_heads_has_the_decay_whatever_its_name(small_runs) -> None:
+    for recipe in (RECIPES["small"], dataclasses.replace(RECIPES["coco"], box_width=64)):  # with norms and without
+        detector = made(small_runs, recipe)
+        groups = parameter_groups(detector, 0.5, 0.1)
+        decays = {p: g["weight_decay"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+        heads = {n: p for n, p in detector.named_parameters() if not n.startswith("encoder.")}
+        assert {"rpn.head.cls_logits.weight", "roi_heads.box_predictor.cls_score.weight"} <= heads.keys()
+        assert {n for n, p in heads.items() if decays[p]} == {n for n, p in heads.items() if p.ndim > 1}
 
 
 def test_the_paper_s_heads_train_on_a_picture_with_padding(small_runs) -> None:
