@@ -18,7 +18,7 @@ import moce
 from moce.config import EvaluateConfig, resolve
 from moce.errors import UserError
 from moce.presets import EVALUATIONS
-from moce.transfer.detect import protocol
+from moce.transfer.detect import cocoset, protocol
 from moce.transfer.detect.coco_map import coco_map
 from moce.transfer.detect.cocoset import open_coco
 from moce.transfer.detect.detector import Detector, drawn_from
@@ -102,7 +102,10 @@ def test_heads_are_a_function_of_the_seed_and_learn_fastest(small_runs) -> None:
 
 
 def test_every_matrix_of_the_heads_has_the_decay_whatever_its_name(small_runs) -> None:
-    for recipe in (RECIPES["small"], dataclasses.replace(RECIPES["coco"], box_width=64)):  # with norms and without
+    for recipe in (
+        RECIPES["small"],
+        dataclasses.replace(RECIPES["coco"], box_width=64),
+    ):  # with norms and without
         detector = made(small_runs, recipe)
         groups = parameter_groups(detector, 0.5, 0.1)
         decays = {p: g["weight_decay"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
@@ -355,7 +358,14 @@ def test_broken_pictures_are_left_out_of_both_splits(small_runs, shapes: Path, t
 # Learning
 
 
+@pytest.fixture
+def by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests what was learned from, which is refused otherwise."""
+    monkeypatch.setattr(cocoset, "require_apart", lambda *_: None)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_heart")
 def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -> None:
     folder = draw_set(tmp_path / "shapes", num_train=8, same=True)
     options = {**SHORT, "epochs": 60, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
@@ -366,6 +376,7 @@ def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.packs
+@pytest.mark.usefixtures("by_heart")
 def test_eight_photographs_are_learned_by_heart(small_runs, packs: Path, tmp_path: Path) -> None:
     """Of few and large objects, so that minutes suffice."""
     content = read(packs / "coco-mini")

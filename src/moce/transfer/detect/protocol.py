@@ -172,7 +172,8 @@ def evaluated(
 def told(task: CocoTask, learned: list[int], unreadable: list[list[int]]) -> str:
     """What is trained on and what is not, in a line."""
     parts = [
-        f"{task.name}: {len(learned):,} of {len(task.train):,} pictures of train have objects to learn from"
+        f"{task.name}: {len(learned):,} of {len(task.train):,} pictures of {task.train.split.path.name} have objects "
+        "to learn from"
     ]
     if broken := sum(map(len, unreadable)):
         parts.append(f"{broken} cannot be read and are left out")
