@@ -13,15 +13,17 @@ import torch
 from drawn_coco import draw_set, read, write
 from faster_coco_eval.core import mask as masks
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import moce
 from moce.config import EvaluateConfig, resolve
 from moce.errors import UserError
 from moce.presets import EVALUATIONS
-from moce.transfer.detect import cocoset, protocol
+from moce.transfer.detect import cocoset, prediction, protocol
 from moce.transfer.detect.coco_map import coco_map
-from moce.transfer.detect.cocoset import open_coco
-from moce.transfer.detect.detector import Detector, drawn_from
+from moce.transfer.detect.cocoset import CocoSet, mask_of, open_coco
+from moce.transfer.detect.detector import Detector, drawn_from, mask_rcnn
 from moce.transfer.detect.jitter import JitteredBatches
 from moce.transfer.detect.pyramid import Pyramid, require_fitting
 from moce.transfer.detect.recipe import RECIPES, Recipe
@@ -60,21 +62,54 @@ def test_the_pyramid_has_strides_4_to_64_whatever_the_patch(patch: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch", "size", "words"),
+    ("patch", "size", "preset", "words"),
     [
-        ((14, 14), (224, 224), "this one has patches of 14"),
-        ((16, 8), (224, 224), "patches of 16x8"),
-        ((8, 8), (100, 100), "multiple of 32; give 96"),
-        ((8, 8), (64, 96), "--image-size 64x96"),
+        ((14, 14), (224, 224), "small", "this one has patches of 14"),
+        ((16, 8), (224, 224), "small", "patches of 16x8"),
+        ((8, 8), (100, 100), "small", "--protocol detect sees squares .* multiple of 32; give 96"),
+        ((8, 8), (64, 96), "small", "--image-size 64x96"),
+        (
+            (8, 8),
+            (224, 224),
+            "coco",
+            "--protocol detect --preset coco sees squares .* multiple of 64; give 256",
+        ),
     ],
 )
 def test_patches_and_sizes_that_fit_no_pyramid(
-    patch: tuple[int, int], size: tuple[int, int], words: str
+    patch: tuple[int, int], size: tuple[int, int], preset: str, words: str
 ) -> None:
     network = Trainable()
     network.patch_size = patch
     with pytest.raises(UserError, match=words):
-        require_fitting(network, size)
+        require_fitting(network, size, RECIPES[preset].coarsest)
+
+
+@pytest.mark.parametrize(
+    ("preset", "side"), [("small", 96), ("coco", 192)]
+)  # odd multiples of what is asked for
+def test_anchors_are_centred_on_the_places_of_their_level(preset: str, side: int) -> None:
+    recipe = RECIPES[preset]
+    network = Trainable()
+    network.patch_size = (16, 16)
+    pyramid = Pyramid(
+        32, require_fitting(network, (side, side), recipe.coarsest), recipe.channels, recipe.coarsest
+    )
+    maps = list(pyramid(torch.zeros(1, 32, side // 16, side // 16)).values())
+    anchors = mask_rcnn(pyramid, 2, recipe).rpn.anchor_generator(
+        ImageList(torch.zeros(1, 3, side, side), [(side, side)]), maps
+    )[0]
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    ratios, strides = 3, (4, 8, 16, 32, 64)
+    expected = [
+        (column * stride, row * stride)
+        for stride, level in zip(strides, maps)
+        for row in range(level.shape[2])
+        for column in range(level.shape[3])
+        for _ in range(ratios)
+    ]
+    assert len(maps) == 4 + recipe.coarsest
+    assert torch.equal(centres, torch.tensor(expected).float())
 
 
 def made(small_runs, recipe: Recipe = RECIPES["small"], seed: int = 0) -> Detector:

@@ -63,8 +63,8 @@ class Detector(Headed):
         super().__init__()
         self.encoder, self.window = encoder, window
         with drawn_from(seed, torch.device("cpu")):
-            channels = recipe.channels
-            self.pyramid = Pyramid(width, require_fitting(encoder, image_size), channels, recipe.coarsest)
+            patch = require_fitting(encoder, image_size, recipe.coarsest)
+            self.pyramid = Pyramid(width, patch, recipe.channels, recipe.coarsest)
             rcnn = mask_rcnn(self.pyramid, num_classes, recipe)
         self.rpn, self.roi_heads = rcnn.rpn, rcnn.roi_heads
         self.postprocess = rcnn.transform.eval().postprocess

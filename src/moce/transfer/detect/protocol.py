@@ -57,7 +57,7 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
     looking = (num_workers_of(config.num_workers), config.quiet, size, strategy, config.seed, task.name)
     encoder = load_encoder(config.model, device, task.train, *looking)
     network = require_map(encoder, "detect")
-    require_fitting(network, size)
+    require_fitting(network, size, RECIPES[config.preset or "small"].coarsest)
     with ExitStack() as stack:
         folder = result_folder(config) or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="moce-detect-")
