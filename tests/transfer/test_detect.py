@@ -85,10 +85,9 @@ def test_patches_and_sizes_that_fit_no_pyramid(
         require_fitting(network, size, RECIPES[preset].coarsest)
 
 
-@pytest.mark.parametrize(
-    ("preset", "side"), [("small", 96), ("coco", 192)]
-)  # odd multiples of what is asked for
+@pytest.mark.parametrize(("preset", "side"), [("small", 96), ("coco", 192)])
 def test_anchors_are_centred_on_the_places_of_their_level(preset: str, side: int) -> None:
+    """At the least multiple that is not one of twice the coarsest stride as well."""
     recipe = RECIPES[preset]
     network = Trainable()
     network.patch_size = (16, 16)
@@ -163,6 +162,7 @@ def test_the_paper_s_heads_train_on_a_picture_with_padding(small_runs) -> None:
     assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
         found, _ = detector.eval()(torch.randn(1, 3, 64, 64), [(48, 64)])
+    assert len(found[0]["boxes"])
     assert (found[0]["boxes"][:, 3] <= 48).all()  # nothing is found in the padding
 
 
@@ -239,6 +239,108 @@ def test_nothing_found_scores_nothing(shapes: Path) -> None:
     scores, per_class = coco_map(task.test.ground_truth([0, 1, 2]), [])
     assert scores["box_map"] == scores["mask_map"] == 0 and scores["box_map_large"] is None
     assert per_class == [0, 0]
+
+
+# The way back to the picture
+
+PICTURES = [(100, 200), (300, 90)]  # height, width
+
+
+@pytest.fixture
+def unequal(tmp_path: Path) -> CocoSet:
+    """Two pictures that the detector sees at 32 x 64 and 64 x 19; a third one to test on."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for number, (height, width) in enumerate([*PICTURES, (40, 40)], start=1):
+        Image.new("RGB", (width, height)).save(tmp_path / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        box = {"bbox": [0, 0, 9, 9], "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+        annotations.append({"id": number, "image_id": number, "category_id": 7, **box})
+    categories = [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
+    for split in ("train", "val"):
+        some = slice(2) if split == "train" else slice(2, None)
+        write(
+            tmp_path,
+            split,
+            {"images": images[some], "annotations": annotations[some], "categories": categories},
+        )
+    return open_coco(str(tmp_path), None).train
+
+
+class Knowing(Detector):
+    """Finds what it is told, in the square's pixels, whatever it sees."""
+
+    def __init__(self, found: list[dict[str, torch.Tensor]]) -> None:
+        torch.nn.Module.__init__(self)
+        self.found = found
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, images: Any, sizes: Any, targets: Any = None) -> Any:
+        self.sizes += sizes
+        return [dict(found) for found in self.found], {}
+
+
+def test_boxes_and_masks_are_given_in_pixels_of_the_original_picture(small_runs, unequal: CocoSet) -> None:
+    encoder = load_encoder(str(small_runs.mae), CPU, image_size=(64, 64))
+    left_half = torch.zeros(1, 1, 28, 28)
+    left_half[..., :14] = 1.0
+    # Edges in the original pictures (left, top, right, bottom), and what a pixel of them is in the square.
+    edges = [(50.0, 10.0, 150.0, 70.0), (9.0, 150.0, 81.0, 270.0)]
+    scales = [(64 / 200, 32 / 100), (19 / 90, 64 / 300)]
+    detector = Knowing(
+        [
+            {
+                "boxes": torch.tensor([box]) * torch.tensor([wide, high, wide, high]),
+                "labels": torch.tensor([2]),
+                "scores": torch.tensor([0.75]),
+                "masks": left_half,
+            }
+            for box, (wide, high) in zip(edges, scales)
+        ]
+    )
+    found, read_ones = prediction.predict(detector, encoder, unequal, CPU, 0, True)
+    assert detector.sizes == [(32, 64), (64, 19)] and read_ones == [0, 1]
+    assert [(r["image_id"], r["category_id"], r["score"]) for r in found] == [(1, 7, 0.75), (2, 7, 0.75)]
+    for row, (left, top, right, bottom), (height, width) in zip(found, edges, PICTURES):
+        assert row["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.01)
+        assert row["segmentation"]["size"] == [height, width]
+        mask = mask_of(row["segmentation"], height, width)
+        (first_row, first), (last_row, last) = (ends(np.argwhere(mask), axis=0) for ends in (np.min, np.max))
+        middle = (left + right) / 2
+        outside = [first - left, first_row - top, last + 1 - middle, last_row + 1 - bottom]
+        assert np.abs(outside).max() <= 1
+        assert mask[first_row + 1 : last_row, first + 1 : last].all()  # but for rounded corners
+
+
+def test_masks_pasted_a_few_at_a_time_are_those_of_torchvision(unequal: CocoSet, monkeypatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    num_found = 2 * prediction.PASTED + 3
+    corners = torch.rand(num_found, 2, generator=random) * torch.tensor([40.0, 20.0])
+    sides = torch.rand(num_found, 2, generator=random) * torch.tensor([24.0, 12.0])
+    found = {
+        "boxes": torch.cat([corners, corners + sides], dim=1),
+        "labels": torch.arange(num_found) % 2 + 1,
+        "scores": torch.rand(num_found, generator=random),
+        "masks": torch.rand(num_found, 1, 28, 28, generator=random),
+    }
+    whole = GeneralizedRCNNTransform(64, 64, [0.0] * 3, [1.0] * 3).eval()
+    theirs = whole.postprocess([dict(found)], [(32, 64)], [PICTURES[0]])[0]
+    held = []
+    paste = prediction.paste_masks_in_image
+
+    def watched(masks_now: torch.Tensor, *others: Any) -> torch.Tensor:
+        held.append(len(masks_now))
+        return paste(masks_now, *others)
+
+    monkeypatch.setattr(prediction, "paste_masks_in_image", watched)
+    ours = prediction.rows(found, (32, 64), unequal, 0)
+    assert len(ours) == num_found == sum(held) and max(held) == prediction.PASTED
+    for row, box, mask in zip(ours, theirs["boxes"].tolist(), theirs["masks"][:, 0]):
+        left, top, right, bottom = box
+        assert row["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=1e-3)
+        assert np.array_equal(mask_of(row["segmentation"], *PICTURES[0]), (mask > 0.5).numpy())
+    nothing = {name: values[:0] for name, values in found.items()}
+    assert prediction.rows(nothing, (32, 64), unequal, 0) == []
 
 
 # A run

@@ -1,8 +1,8 @@
 """Where a set in COCO's format lies: the JSON of each split, and its pictures in a folder or a zip.
 
 The JSON is instances_{train,val,test}.json, with a year or without (instances_train2017.json), in the folder or its
-annotations/. Both splits are of one year, the latest of which both are there. The pictures lie under their file_name in the folder, images/, train2017/ or images/train2017/, or in
-images.zip or train2017.zip under the same.
+annotations/. Both splits are of one year, the latest of which both are there. The pictures lie under their file_name in
+the folder, images/, train2017/ or images/train2017/, or in images.zip or train2017.zip under the same.
 """
 
 import os
