@@ -13,15 +13,17 @@ import torch
 from drawn_coco import draw_set, read, write
 from faster_coco_eval.core import mask as masks
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import moce
 from moce.config import EvaluateConfig, resolve
 from moce.errors import UserError
 from moce.presets import EVALUATIONS
-from moce.transfer.detect import protocol
+from moce.transfer.detect import cocoset, prediction, protocol
 from moce.transfer.detect.coco_map import coco_map
-from moce.transfer.detect.cocoset import open_coco
-from moce.transfer.detect.detector import Detector, drawn_from
+from moce.transfer.detect.cocoset import CocoSet, mask_of, open_coco
+from moce.transfer.detect.detector import Detector, drawn_from, mask_rcnn
 from moce.transfer.detect.jitter import JitteredBatches
 from moce.transfer.detect.pyramid import Pyramid, require_fitting
 from moce.transfer.detect.recipe import RECIPES, Recipe
@@ -60,21 +62,53 @@ def test_the_pyramid_has_strides_4_to_64_whatever_the_patch(patch: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch", "size", "words"),
+    ("patch", "size", "preset", "words"),
     [
-        ((14, 14), (224, 224), "this one has patches of 14"),
-        ((16, 8), (224, 224), "patches of 16x8"),
-        ((8, 8), (100, 100), "multiple of 32; give 96"),
-        ((8, 8), (64, 96), "--image-size 64x96"),
+        ((14, 14), (224, 224), "small", "this one has patches of 14"),
+        ((16, 8), (224, 224), "small", "patches of 16x8"),
+        ((8, 8), (100, 100), "small", "--protocol detect sees squares .* multiple of 32; give 96"),
+        ((8, 8), (64, 96), "small", "--image-size 64x96"),
+        (
+            (8, 8),
+            (224, 224),
+            "coco",
+            "--protocol detect --preset coco sees squares .* multiple of 64; give 256",
+        ),
     ],
 )
 def test_patches_and_sizes_that_fit_no_pyramid(
-    patch: tuple[int, int], size: tuple[int, int], words: str
+    patch: tuple[int, int], size: tuple[int, int], preset: str, words: str
 ) -> None:
     network = Trainable()
     network.patch_size = patch
     with pytest.raises(UserError, match=words):
-        require_fitting(network, size)
+        require_fitting(network, size, RECIPES[preset].coarsest)
+
+
+@pytest.mark.parametrize(("preset", "side"), [("small", 96), ("coco", 192)])
+def test_anchors_are_centred_on_the_places_of_their_level(preset: str, side: int) -> None:
+    """At the least multiple that is not one of twice the coarsest stride as well."""
+    recipe = RECIPES[preset]
+    network = Trainable()
+    network.patch_size = (16, 16)
+    pyramid = Pyramid(
+        32, require_fitting(network, (side, side), recipe.coarsest), recipe.channels, recipe.coarsest
+    )
+    maps = list(pyramid(torch.zeros(1, 32, side // 16, side // 16)).values())
+    anchors = mask_rcnn(pyramid, 2, recipe).rpn.anchor_generator(
+        ImageList(torch.zeros(1, 3, side, side), [(side, side)]), maps
+    )[0]
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    ratios, strides = 3, (4, 8, 16, 32, 64)
+    expected = [
+        (column * stride, row * stride)
+        for stride, level in zip(strides, maps)
+        for row in range(level.shape[2])
+        for column in range(level.shape[3])
+        for _ in range(ratios)
+    ]
+    assert len(maps) == 4 + recipe.coarsest
+    assert torch.equal(centres, torch.tensor(expected).float())
 
 
 def made(small_runs, recipe: Recipe = RECIPES["small"], seed: int = 0) -> Detector:
@@ -98,7 +132,20 @@ def test_heads_are_a_function_of_the_seed_and_learn_fastest(small_runs) -> None:
     assert scales[named["rpn.head.conv.0.0.weight"]] == scales[named["pyramid.levels.0.1.weight"]] == 1
     assert scales[named["encoder.vit.patch_embed.proj.weight"]] == 0.5**depth
     norm = next(p for n, p in named.items() if n.startswith("pyramid") and p.ndim == 1)
-    assert decays[norm] == 0 and decays[named["rpn.head.conv.0.0.weight"]] == 0.1
+    assert decays[norm] == 0 and decays[named["encoder.vit.cls_token"]] == 0
+
+
+def test_every_matrix_of_the_heads_has_the_decay_whatever_its_name(small_runs) -> None:
+    for recipe in (
+        RECIPES["small"],
+        dataclasses.replace(RECIPES["coco"], box_width=64),
+    ):  # with norms and without
+        detector = made(small_runs, recipe)
+        groups = parameter_groups(detector, 0.5, 0.1)
+        decays = {p: g["weight_decay"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+        heads = {n: p for n, p in detector.named_parameters() if not n.startswith("encoder.")}
+        assert {"rpn.head.cls_logits.weight", "roi_heads.box_predictor.cls_score.weight"} <= heads.keys()
+        assert {n for n, p in heads.items() if decays[p]} == {n for n, p in heads.items() if p.ndim > 1}
 
 
 def test_the_paper_s_heads_train_on_a_picture_with_padding(small_runs) -> None:
@@ -115,6 +162,7 @@ def test_the_paper_s_heads_train_on_a_picture_with_padding(small_runs) -> None:
     assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
         found, _ = detector.eval()(torch.randn(1, 3, 64, 64), [(48, 64)])
+    assert len(found[0]["boxes"])
     assert (found[0]["boxes"][:, 3] <= 48).all()  # nothing is found in the padding
 
 
@@ -191,6 +239,108 @@ def test_nothing_found_scores_nothing(shapes: Path) -> None:
     scores, per_class = coco_map(task.test.ground_truth([0, 1, 2]), [])
     assert scores["box_map"] == scores["mask_map"] == 0 and scores["box_map_large"] is None
     assert per_class == [0, 0]
+
+
+# The way back to the picture
+
+PICTURES = [(100, 200), (300, 90)]  # height, width
+
+
+@pytest.fixture
+def unequal(tmp_path: Path) -> CocoSet:
+    """Two pictures that the detector sees at 32 x 64 and 64 x 19; a third one to test on."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for number, (height, width) in enumerate([*PICTURES, (40, 40)], start=1):
+        Image.new("RGB", (width, height)).save(tmp_path / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        box = {"bbox": [0, 0, 9, 9], "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+        annotations.append({"id": number, "image_id": number, "category_id": 7, **box})
+    categories = [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
+    for split in ("train", "val"):
+        some = slice(2) if split == "train" else slice(2, None)
+        write(
+            tmp_path,
+            split,
+            {"images": images[some], "annotations": annotations[some], "categories": categories},
+        )
+    return open_coco(str(tmp_path), None).train
+
+
+class Knowing(Detector):
+    """Finds what it is told, in the square's pixels, whatever it sees."""
+
+    def __init__(self, found: list[dict[str, torch.Tensor]]) -> None:
+        torch.nn.Module.__init__(self)
+        self.found = found
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, images: Any, sizes: Any, targets: Any = None) -> Any:
+        self.sizes += sizes
+        return [dict(found) for found in self.found], {}
+
+
+def test_boxes_and_masks_are_given_in_pixels_of_the_original_picture(small_runs, unequal: CocoSet) -> None:
+    encoder = load_encoder(str(small_runs.mae), CPU, image_size=(64, 64))
+    left_half = torch.zeros(1, 1, 28, 28)
+    left_half[..., :14] = 1.0
+    # Edges in the original pictures (left, top, right, bottom), and what a pixel of them is in the square.
+    edges = [(50.0, 10.0, 150.0, 70.0), (9.0, 150.0, 81.0, 270.0)]
+    scales = [(64 / 200, 32 / 100), (19 / 90, 64 / 300)]
+    detector = Knowing(
+        [
+            {
+                "boxes": torch.tensor([box]) * torch.tensor([wide, high, wide, high]),
+                "labels": torch.tensor([2]),
+                "scores": torch.tensor([0.75]),
+                "masks": left_half,
+            }
+            for box, (wide, high) in zip(edges, scales)
+        ]
+    )
+    found, read_ones = prediction.predict(detector, encoder, unequal, CPU, 0, True)
+    assert detector.sizes == [(32, 64), (64, 19)] and read_ones == [0, 1]
+    assert [(r["image_id"], r["category_id"], r["score"]) for r in found] == [(1, 7, 0.75), (2, 7, 0.75)]
+    for row, (left, top, right, bottom), (height, width) in zip(found, edges, PICTURES):
+        assert row["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.01)
+        assert row["segmentation"]["size"] == [height, width]
+        mask = mask_of(row["segmentation"], height, width)
+        (first_row, first), (last_row, last) = (ends(np.argwhere(mask), axis=0) for ends in (np.min, np.max))
+        middle = (left + right) / 2
+        outside = [first - left, first_row - top, last + 1 - middle, last_row + 1 - bottom]
+        assert np.abs(outside).max() <= 1
+        assert mask[first_row + 1 : last_row, first + 1 : last].all()  # but for rounded corners
+
+
+def test_masks_pasted_a_few_at_a_time_are_those_of_torchvision(unequal: CocoSet, monkeypatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    num_found = 2 * prediction.PASTED + 3
+    corners = torch.rand(num_found, 2, generator=random) * torch.tensor([40.0, 20.0])
+    sides = torch.rand(num_found, 2, generator=random) * torch.tensor([24.0, 12.0])
+    found = {
+        "boxes": torch.cat([corners, corners + sides], dim=1),
+        "labels": torch.arange(num_found) % 2 + 1,
+        "scores": torch.rand(num_found, generator=random),
+        "masks": torch.rand(num_found, 1, 28, 28, generator=random),
+    }
+    whole = GeneralizedRCNNTransform(64, 64, [0.0] * 3, [1.0] * 3).eval()
+    theirs = whole.postprocess([dict(found)], [(32, 64)], [PICTURES[0]])[0]
+    held = []
+    paste = prediction.paste_masks_in_image
+
+    def watched(masks_now: torch.Tensor, *others: Any) -> torch.Tensor:
+        held.append(len(masks_now))
+        return paste(masks_now, *others)
+
+    monkeypatch.setattr(prediction, "paste_masks_in_image", watched)
+    ours = prediction.rows(found, (32, 64), unequal, 0)
+    assert len(ours) == num_found == sum(held) and max(held) == prediction.PASTED
+    for row, box, mask in zip(ours, theirs["boxes"].tolist(), theirs["masks"][:, 0]):
+        left, top, right, bottom = box
+        assert row["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=1e-3)
+        assert np.array_equal(mask_of(row["segmentation"], *PICTURES[0]), (mask > 0.5).numpy())
+    nothing = {name: values[:0] for name, values in found.items()}
+    assert prediction.rows(nothing, (32, 64), unequal, 0) == []
 
 
 # A run
@@ -345,7 +495,14 @@ def test_broken_pictures_are_left_out_of_both_splits(small_runs, shapes: Path, t
 # Learning
 
 
+@pytest.fixture
+def by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests what was learned from, which is refused otherwise."""
+    monkeypatch.setattr(cocoset, "require_apart", lambda *_: None)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_heart")
 def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -> None:
     folder = draw_set(tmp_path / "shapes", num_train=8, same=True)
     options = {**SHORT, "epochs": 60, "batch_size": 4, "lrs": (2e-3,), "layer_decay": 0.9}
@@ -356,6 +513,7 @@ def test_eight_drawn_pictures_are_learned_by_heart(small_runs, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.packs
+@pytest.mark.usefixtures("by_heart")
 def test_eight_photographs_are_learned_by_heart(small_runs, packs: Path, tmp_path: Path) -> None:
     """Of few and large objects, so that minutes suffice."""
     content = read(packs / "coco-mini")

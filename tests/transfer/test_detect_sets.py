@@ -86,6 +86,57 @@ def test_a_test_split_is_taken_before_val(folder: Path) -> None:
     assert opened(folder).tested_on == "test"
 
 
+def test_both_splits_are_of_the_latest_year_that_has_both(folder: Path) -> None:
+    def copied(split: str, year: str, place: Path = folder) -> None:
+        shutil.copy(folder / f"instances_{split}.json", place / f"instances_{split}{year}.json")
+
+    (folder / "annotations").mkdir()
+    for split, year in (("train", "2014"), ("val", "2014"), ("train", "2017")):
+        copied(split, year, folder / "annotations")
+
+    def names() -> list[str]:
+        task = opened(folder)
+        return [Path(task.train.uri).name, Path(task.test.uri).name]
+
+    assert names() == ["instances_train2014.json", "instances_val2014.json"]  # and not train2017 with val2014
+    copied("val", "2017")  # beside the folder that its train lies in
+    assert names() == ["instances_train2017.json", "instances_val2017.json"]
+    for name in ("instances_train.json", "instances_val.json", "instances_val2017.json"):
+        (folder / name).unlink()
+    (folder / "annotations" / "instances_train2014.json").unlink()
+    words = r"no year with both a train and a val .*there is instances_train2017.json, instances_val2014.json"
+    with pytest.raises(UserError, match=words):
+        opened(folder)
+
+
+def test_a_file_that_is_there_twice_is_refused(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    shutil.copy(folder / "instances_val.json", folder / "annotations")
+    with pytest.raises(UserError, match="has instances_val.json twice, in it and in its annotations/"):
+        opened(folder)
+
+
+def test_pictures_that_are_learned_from_are_not_tested(folder: Path) -> None:
+    train, val = read(folder), read(folder, "val")
+    opened(folder)  # ids of both splits are the same numbers, which says nothing
+    write(folder, "val", train)
+    with pytest.raises(
+        UserError, match=r"3 of the 3 pictures of .*_val.json are also in .*_train.json .*000.jpg"
+    ):
+        opened(folder)
+    copy = {**val["images"][0], "file_name": "val/copy.jpg", "id": train["images"][2]["id"]}
+    shutil.copy(folder / "images" / "train" / "002.jpg", folder / "images" / "val" / "copy.jpg")
+    objects = [{**val["annotations"][0], "image_id": copy["id"]}]
+    write(folder, "val", {**val, "images": [*val["images"], copy], "annotations": objects})
+    with pytest.raises(
+        UserError, match=r"1 of the 3 pictures .*first: val/copy.jpg"
+    ):  # another name, the same id
+        opened(folder)
+    for split in ("train/002.jpg", "val/copy.jpg"):
+        (folder / "images" / split).write_bytes(b"no picture")
+    opened(folder)  # which the survey of broken pictures tells
+
+
 # Masks
 
 

@@ -102,6 +102,8 @@ def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float
     """One group per layer and kind of decay; "scale" is what the learning rate of that layer is multiplied by.
 
     Layer 0 is everything before the first block, the last layer is the final norm with all heads, whose scale is 1.
+    Heads are other people's and named as they like (torchvision has `cls_logits`): of theirs, biases and norms go
+    without decay, which are those of one dimension; the encoder's go by name.
     """
     encoder = classifier.encoder
     groups: dict[tuple[int, bool], dict[str, object]] = {}
@@ -109,9 +111,10 @@ def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float
         if not parameter.requires_grad:
             continue
         inner = name.removeprefix("encoder.")
-        layer = encoder.num_layers if inner == name else encoder.layer_of(inner)
+        head = inner == name
+        layer = encoder.num_layers if head else encoder.layer_of(inner)
         assert 0 <= layer <= encoder.num_layers, f"{name} is in layer {layer} of {encoder.num_layers}"
-        bare = without_decay(inner) or (inner == name and parameter.ndim < 2)  # norms of heads have any name
+        bare = parameter.ndim < 2 if head else without_decay(inner)
         empty = {
             "params": [],
             "scale": layer_decay ** (encoder.num_layers - layer),

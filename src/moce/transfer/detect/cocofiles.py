@@ -1,8 +1,8 @@
 """Where a set in COCO's format lies: the JSON of each split, and its pictures in a folder or a zip.
 
 The JSON is instances_{train,val,test}.json, with a year or without (instances_train2017.json), in the folder or its
-annotations/. The pictures lie under their file_name in the folder, images/, train2017/ or images/train2017/, or in
-images.zip or train2017.zip under the same.
+annotations/. Both splits are of one year, the latest of which both are there. The pictures lie under their file_name in
+the folder, images/, train2017/ or images/train2017/, or in images.zip or train2017.zip under the same.
 """
 
 import os
@@ -39,14 +39,45 @@ def coco_folder(task: str, root: str | None) -> Path:
     return above / task
 
 
-def split_files(folder: Path) -> dict[str, Path]:
-    """The JSON of each split that is there; with several years the last."""
-    found: dict[str, Path] = {}
-    for place in (folder / "annotations", folder):
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if match := SPLIT_FILE.fullmatch(path.name):
-                found[match[1]] = path
-    return found
+def split_files(folder: Path) -> list[Path]:
+    """The JSON files of all splits and years, in the folder and its annotations/."""
+    places = [place for place in (folder, folder / "annotations") if place.is_dir()]
+    return [p for place in places for p in sorted(place.iterdir()) if SPLIT_FILE.fullmatch(p.name)]
+
+
+def train_and_test(folder: Path) -> tuple[Path, Path, str]:
+    """(JSON to learn from, JSON to test on, the latter's split): test or else val, of the latest year with both.
+
+    Years are never mixed: pictures of val2014 are in train2017. UserError where no year has both, or a file is there
+    twice.
+    """
+    years: dict[str, dict[str, Path]] = {}
+    for path in split_files(folder):
+        match = SPLIT_FILE.fullmatch(path.name)
+        assert match is not None
+        split, year = match[1], match[2] or ""
+        if split in years.setdefault(year, {}):
+            raise UserError(
+                f"The set {folder} has {path.name} twice, in it and in its annotations/: nobody knows which one is "
+                "meant; remove one."
+            )
+        years[year][split] = path
+    for _, own in sorted(years.items(), reverse=True):
+        tested_on = "test" if "test" in own else "val"
+        if {"train", tested_on} <= own.keys():
+            return own["train"], own[tested_on], tested_on
+    there = {split for own in years.values() for split in own}
+    listed = ", ".join(path.name for own in years.values() for path in own.values()) or "no such file"
+    if "train" in there and there > {"train"}:
+        raise UserError(
+            f"The set {folder} has no year with both a train and a val or test split (there is {listed}): they must "
+            "be of one year, since the same pictures are in train of one and val of another."
+        )
+    lacking, file = ("val or test", "val") if "train" in there else ("train", "train")
+    raise UserError(
+        f"The set {folder} has no {lacking} split: it needs instances_{file}.json, in it or in its annotations/ "
+        f"(there is {listed})."
+    )
 
 
 class Pictures:
@@ -86,6 +117,12 @@ class Pictures:
     def _not_members(self, names: Sequence[str]) -> list[str]:
         members = set(self._opened().namelist())
         return [name for name in names if self.prefix + name not in members]
+
+    def num_bytes(self, name: str) -> int:
+        """The size of a picture's file."""
+        if self.place.is_dir():
+            return (self.place / self.prefix / name).stat().st_size
+        return self._opened().getinfo(self.prefix + name).file_size
 
     def read(self, name: str) -> bytes:
         """The file of a picture. Raises `UnreadableImage` for one that is broken."""

@@ -1,6 +1,6 @@
 """A set in COCO's format as pictures with boxes and masks; its pictures are a source like any other."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from moce.engine.files import sha256_of
 from moce.errors import UserError
-from moce.images.decode import decode
+from moce.images.decode import UnreadableImage, decode
 from moce.images.sources import even_shards
 from moce.transfer.detect.annotations import Split, is_numbers, read_split
 from moce.transfer.detect.coco_map import mask_library
-from moce.transfer.detect.cocofiles import coco_folder, find_pictures, split_files
+from moce.transfer.detect.cocofiles import coco_folder, find_pictures, train_and_test
 
 
 class CocoSet:
@@ -121,19 +121,12 @@ class CocoTask(NamedTuple):
 def open_coco(task: str, root: str | None, channels: int = 3) -> CocoTask:
     """The set of `--task`: train, and test or else val, as COCO's own results are on val.
 
-    UserError where a split is missing, cannot be used, or test has a category that train lacks.
+    UserError where a split is missing, cannot be used, shares pictures with the other, or test has a category that
+    train lacks.
     """
     folder = coco_folder(task, root)
-    files = split_files(folder)
-    tested_on = "test" if "test" in files else "val"
-    for split in ("train", tested_on):
-        if split not in files:
-            there = ", ".join(path.name for path in files.values()) or "no such file"
-            raise UserError(
-                f"The set {folder} has no {'train' if split == 'train' else 'val or test'} split: it needs "
-                f"instances_{split}.json, in it or in its annotations/ (there is {there})."
-            )
-    train, test = (read_split(files[split]) for split in ("train", tested_on))
+    *files, tested_on = train_and_test(folder)
+    train, test = (read_split(path) for path in files)
     if unknown := [(n, name) for n, name in test.categories.items() if train.categories.get(n) != name]:
         number, name = unknown[0]
         raise UserError(f"{test.path} has the category {number} '{name}', which {train.path} lacks.")
@@ -145,4 +138,49 @@ def open_coco(task: str, root: str | None, channels: int = 3) -> CocoTask:
         raise UserError(f"{test.path} has no annotation, so there is nothing to compare with.")
     numbered = test._replace(categories=train.categories)  # alike in both
     sets = CocoSet(folder, train, channels), CocoSet(folder, numbered, channels)
+    require_apart(*sets)
     return CocoTask(folder.resolve().name, *sets, tested_on)
+
+
+def require_apart(train: CocoSet, test: CocoSet) -> None:
+    """UserError where a picture of test is one of train: the same file, byte for byte, under the same name or id.
+
+    Names or ids alone say nothing: most sets number the pictures of each split from 1.
+    """
+    where: dict[object, int] = {}
+    for index in range(len(train)):
+        where |= dict.fromkeys(known_by(train, index), index)
+    shared = [
+        index
+        for index in range(len(test))
+        if any(
+            same_picture(train, other, test, index)
+            for other in {where[key] for key in known_by(test, index) if key in where}
+        )
+    ]
+    if shared:
+        raise UserError(
+            f"{len(shared)} of the {len(test)} pictures of {test.uri} are also in {train.uri} (first: "
+            f"{test.names[shared[0]]}): what is tested must not be learned from; take them out of one of the files."
+        )
+
+
+def known_by(source: CocoSet, index: int) -> tuple[object, ...]:
+    """What another split may know a picture by: its path, its name in whichever folder, its id."""
+    path = PurePosixPath(source.names[index])
+    return path, path.name, source.split.images[index]["id"]
+
+
+def same_picture(train: CocoSet, of_train: int, test: CocoSet, of_test: int) -> bool:
+    """Whether both are the same readable file; it is not read where its length says that it is another."""
+    name, other = train.names[of_train], test.names[of_test]
+    if train.pictures.num_bytes(name) != test.pictures.num_bytes(other):
+        return False
+    try:
+        content = train.pictures.read(name)
+        if content != test.pictures.read(other):
+            return False
+        decode(content, train.channels)
+    except UnreadableImage:  # the same error page twice is no picture
+        return False
+    return True

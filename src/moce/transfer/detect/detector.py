@@ -1,6 +1,6 @@
 """Mask R-CNN (He et al. 2017) of torchvision on an encoder and its pyramid.
 
-Region proposals, heads, losses and post-processing are torchvision's. Which anchors and regions a step learns from is
+Region proposals, heads and losses are torchvision's. Which anchors and regions a step learns from is
 drawn from a seed that goes with the step, so that a continued run draws the same ones.
 """
 
@@ -63,11 +63,10 @@ class Detector(Headed):
         super().__init__()
         self.encoder, self.window = encoder, window
         with drawn_from(seed, torch.device("cpu")):
-            channels = recipe.channels
-            self.pyramid = Pyramid(width, require_fitting(encoder, image_size), channels, recipe.coarsest)
+            patch = require_fitting(encoder, image_size, recipe.coarsest)
+            self.pyramid = Pyramid(width, patch, recipe.channels, recipe.coarsest)
             rcnn = mask_rcnn(self.pyramid, num_classes, recipe)
         self.rpn, self.roi_heads = rcnn.rpn, rcnn.roi_heads
-        self.postprocess = rcnn.transform.eval().postprocess
 
     def forward(
         self,
@@ -78,7 +77,8 @@ class Detector(Headed):
         """(detections, losses): the first without targets, the second with them.
 
         `sizes` are heights and widths of the pictures without the padding of the square; targets have boxes [n, 4]
-        (left, top, right, bottom), labels [n] from 1 and masks [n, side, side].
+        (left, top, right, bottom), labels [n] from 1 and masks [n, side, side]. Detections have boxes in the square,
+        labels, scores and masks [n, 1, 28, 28], each of its box.
         """
         # Anchors take the maps' precision, and bf16 cannot tell neighbouring pixels apart: from here on fp32.
         maps = self.pyramid(self.encoder.feature_map(images, self.window))

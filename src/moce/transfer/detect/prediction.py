@@ -1,12 +1,19 @@
-"""What a detector finds on the pictures of a split, as COCO's results JSON has it, and what that looks like."""
+"""What a detector finds on the pictures of a split, as COCO's results JSON has it, and what that looks like.
 
+Boxes and masks are brought back to the original pictures by torchvision's own functions, a few masks at a time: the
+hundred of a picture of twelve megapixels would be five gigabytes.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from moce.engine.files import write_whole
@@ -21,6 +28,7 @@ from moce.transfer.detect.jitter import FramedPictures
 from moce.transfer.encoder import Encoder
 
 BATCH = 8
+PASTED = 8  # masks of the original picture's size that are held at a time
 SHOWN = 12  # pictures that are drawn
 SURE = 0.5  # least score of what is drawn
 LONGEST = 384  # side of a drawn picture, in pixels
@@ -44,9 +52,8 @@ def predict(
         )
         sizes = [size for _, _, size in held]
         found, _ = detector(images, sizes)
-        found = detector.postprocess(found, sizes, [source.size(index) for index, _, _ in held])
-        for (index, _, _), own in zip(held, found, strict=True):
-            results.extend(rows(own, source, index))
+        for (index, _, size), own in zip(held, found, strict=True):
+            results.extend(rows(own, size, source, index))
             read.append(index)
         held.clear()
 
@@ -62,31 +69,45 @@ def predict(
     return results, read
 
 
-def rows(found: dict[str, Tensor], source: CocoSet, index: int) -> list[dict[str, Any]]:
-    """The detections of a picture in COCO's format: boxes as left, top, width, height, masks as run lengths."""
+def rows(
+    found: dict[str, Tensor], size: tuple[int, int], source: CocoSet, index: int
+) -> list[dict[str, Any]]:
+    """The detections of a picture in COCO's format: boxes as left, top, width, height, masks as run lengths.
+
+    `size` is the (height, width) that the detector saw the picture in. What is found refers to that, a mask to its box.
+    """
     categories = list(source.split.categories)
-    boxes = found["boxes"].double().cpu()
+    edges = resize_boxes(found["boxes"], size, source.size(index))
+    boxes = edges.double().cpu()
     boxes[:, 2:] -= boxes[:, :2]
-    masks = (found["masks"][:, 0] > 0.5).byte().cpu().numpy()
-    made = []
-    for box, score, label, mask in zip(
-        boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), masks
-    ):
-        runs = mask_library().encode(mask.copy(order="F"))
-        counts = runs["counts"]
-        made.append(
-            {
-                "image_id": source.split.images[index]["id"],
-                "category_id": categories[label - 1],
-                "bbox": [round(side, 3) for side in box],
-                "score": score,
-                "segmentation": {
-                    "size": list(runs["size"]),
-                    "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-                },
-            }
+    masks = packed_masks(found["masks"], edges, source.size(index))
+    return [
+        {
+            "image_id": source.split.images[index]["id"],
+            "category_id": categories[label - 1],
+            "bbox": [round(side, 3) for side in box],
+            "score": score,
+            "segmentation": mask,
+        }
+        for box, score, label, mask in zip(
+            boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), masks, strict=True
         )
-    return made
+    ]
+
+
+def packed_masks(
+    masks: Float[Tensor, "instances 1 side side"], boxes: Float[Tensor, "instances 4"], size: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Masks of boxes as run lengths of a picture of (height, width) `size`."""
+    for some, around in zip(masks.split(PASTED), boxes.split(PASTED), strict=True):
+        pixels = (paste_masks_in_image(some, around, size)[:, 0] > 0.5).byte().cpu().numpy()
+        for mask in pixels:
+            runs = mask_library().encode(mask.copy(order="F"))
+            counts = runs["counts"]
+            yield {
+                "size": list(runs["size"]),
+                "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+            }
 
 
 def draw(source: CocoSet, read: list[int], results: list[dict[str, Any]], folder: Path) -> list[str]:

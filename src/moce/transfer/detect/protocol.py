@@ -57,7 +57,7 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
     looking = (num_workers_of(config.num_workers), config.quiet, size, strategy, config.seed, task.name)
     encoder = load_encoder(config.model, device, task.train, *looking)
     network = require_map(encoder, "detect")
-    require_fitting(network, size)
+    require_fitting(network, size, RECIPES[config.preset or "small"].coarsest)
     with ExitStack() as stack:
         folder = result_folder(config) or stack.enter_context(
             tempfile.TemporaryDirectory(prefix="moce-detect-")
@@ -172,7 +172,8 @@ def evaluated(
 def told(task: CocoTask, learned: list[int], unreadable: list[list[int]]) -> str:
     """What is trained on and what is not, in a line."""
     parts = [
-        f"{task.name}: {len(learned):,} of {len(task.train):,} pictures of train have objects to learn from"
+        f"{task.name}: {len(learned):,} of {len(task.train):,} pictures of {task.train.split.path.name} have objects "
+        "to learn from"
     ]
     if broken := sum(map(len, unreadable)):
         parts.append(f"{broken} cannot be read and are left out")

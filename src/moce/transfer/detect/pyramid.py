@@ -22,8 +22,12 @@ NAMES = tuple(str(level) for level in range(len(STRIDES)))
 COARSEST = "pool"
 
 
-def require_fitting(network: Trainable, image_size: tuple[int, int]) -> int:
-    """The side of a patch; UserError where a pyramid of strides 4 to 32 cannot be made of such patches or pictures."""
+def require_fitting(network: Trainable, image_size: tuple[int, int], coarsest: bool) -> int:
+    """The side of a patch; UserError where such patches or pictures give no pyramid of strides 4 to 32 (or 64).
+
+    torchvision takes the side of the picture over that of a map, rounded down, as the distance of its anchors: they are
+    in their places only where every stride divides the side.
+    """
     assert network.patch_size is not None, "an encoder without patches has no map"
     side = network.patch_size[0]
     if network.patch_size[1] != side or side not in STRIDES:
@@ -31,11 +35,12 @@ def require_fitting(network: Trainable, image_size: tuple[int, int]) -> int:
             f"--protocol detect takes models whose patches are squares of {', '.join(map(str, STRIDES))} pixels; this "
             f"one has patches of {spelled_size(*network.patch_size)}."
         )
-    if image_size[0] != image_size[1] or image_size[0] % STRIDES[-1]:
-        nearest = max(round(max(image_size) / STRIDES[-1]), 1) * STRIDES[-1]
+    stride = (1 + coarsest) * STRIDES[-1]
+    if image_size[0] != image_size[1] or image_size[0] % stride:
+        nearest = max(round(max(image_size) / stride), 1) * stride
         raise UserError(
-            f"--image-size {spelled_size(*image_size)}: --protocol detect sees squares whose side is a multiple "
-            f"of {STRIDES[-1]}; give {nearest}."
+            f"--image-size {spelled_size(*image_size)}: --protocol detect{' --preset coco' if coarsest else ''} sees "
+            f"squares whose side is a multiple of {stride}; give {nearest}."
         )
     return side
 
