@@ -2,6 +2,7 @@
 
 import pickle
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -112,6 +113,29 @@ def test_processes_that_draw_end_at_sigterm_whatever_this_one_makes_of_it(
         assert ToyWorld("toyworld://shapes?num=100&size=16").array(2).all()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+SLOW_TO_BEGIN = """
+import os, signal, sys, time
+from moce.images.toyworld import world
+
+world._SERIAL, world._CHUNK, forks = 0, 50, []
+
+def begin():
+    if len(forks) == 2:  # the second process still begins when the first has drawn everything
+        time.sleep(1)
+
+os.register_at_fork(before=lambda: forks.append(0), after_in_child=begin)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+print(tuple(world.ToyWorld("toyworld://shapes?num=100&size=16").array(2).shape))
+"""
+
+
+def test_a_process_that_has_not_begun_when_all_is_drawn_ends_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_BEGIN], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "(100, 3, 16, 16)\n" and not done.stderr
 
 
 def test_what_is_drawn_does_not_travel_to_worker_processes() -> None:

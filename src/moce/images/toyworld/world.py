@@ -123,17 +123,24 @@ class ToyWorld:
         if alone or multiprocessing.current_process().daemon:
             yield from ((start, self._draw_part(start)) for start in starts)
             return
-        with warnings.catch_warnings():
-            # Python warns of forking beside torch's threads; the children only draw and never enter torch.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            # They end by SIGTERM. A handler of ours, inherited, would run after the wait for work that it is to end.
-            undone: dict[str, Any] = {
-                "initializer": signal.signal,
-                "initargs": (signal.SIGTERM, signal.SIG_DFL),
-            }
-            pool = multiprocessing.get_context("fork").Pool(min(num_workers, len(starts)), **undone)
+        # SIGTERM ends them, also one that has not begun when the last picture arrives: it is held back until a handler of
+        # this process, inherited, is gone, which might run where what it raises is ignored (in a hook of the fork).
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            with warnings.catch_warnings():
+                # Python warns of forking beside torch's threads; the children only draw and never enter torch.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                fork = multiprocessing.get_context("fork")
+                pool = fork.Pool(min(num_workers, len(starts)), initializer=_end_at_sigterm)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         with pool:
             yield from zip(starts, pool.imap(self._draw_part, starts))
+
+
+def _end_at_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _cores() -> int:
