@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import moce
@@ -168,6 +169,18 @@ def test_runs_of_other_options_are_no_part_of_it(study: Path, tmp_path: Path) ->
     with pytest.raises(
         UserError, match="mae-star-seed0 holds a run with other options: --epochs was 1 and is now 2"
     ):
+        again(tmp_path, quiet=True)
+
+
+def test_experts_of_earlier_clusters_are_no_part_of_it(study: Path, small_runs: Any, tmp_path: Path) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    shutil.copytree(small_runs.clusters, tmp_path / "clusters")
+    text = (study / "study.toml").read_text().replace(str(small_runs.clusters), str(tmp_path / "clusters"))
+    (tmp_path / "study.toml").write_text(text)
+    assert again(tmp_path, quiet=True)["finished"]  # the same clusters, elsewhere
+    labels = np.load(tmp_path / "clusters" / "labels.npy")
+    np.save(tmp_path / "clusters" / "labels.npy", labels[::-1])
+    with pytest.raises(UserError, match="mae-star-seed0 holds a run with other options: the clusters differ"):
         again(tmp_path, quiet=True)
 
 

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from moce.config import EvaluateConfig, changed_method_options, resolve
-from moce.engine.files import read_json, sha256_of
+from moce.engine.files import read_json
 from moce.engine.runs import RESULT
 from moce.errors import UserError
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.table import is_evaluation
-
-LABELS = "labels.npy"  # of clusters, which have no fingerprint of their own
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,10 @@ def identity(stage: Stage) -> str | None:
     result = read_json(folder / RESULT)
     if isinstance(result, dict) and "fingerprint" in result:
         return str(result["fingerprint"])
-    if (folder / LABELS).is_file():
-        return sha256_of((folder / LABELS).read_bytes())
+    from moce.stages.membership import LABELS_FILE, clusters_in
+
+    if (folder / LABELS_FILE).is_file():  # clusters have no fingerprint in their result
+        return clusters_in(folder).fingerprint()
     raise UserError(
         f"{folder / RESULT} does not say which model it is of; make the run again with --overwrite."
     )
@@ -203,5 +203,8 @@ def stage_is_done(stage: Stage) -> bool:
     config = resolve(CONFIGS[stage.verb], stage.arguments())
     if changed_method_options(info.config, config) or info.config.get("images") != config.images:
         return False
-    dense = stage.needs.get("mae") or stage.needs.get("enc")
-    return dense is None or info.inputs.get("dense model") == identity(dense)
+    dense, clusters = stage.needs.get("mae") or stage.needs.get("enc"), stage.needs.get("clusters")
+    if dense is not None and info.inputs.get("dense model") != identity(dense):
+        return False
+    # Where the clusters do not lie there any more nothing says that they were others.
+    return clusters is None or identity(clusters) in (None, info.inputs.get("clusters"))
