@@ -115,6 +115,8 @@ def test_the_study_trains_on_halves_and_says_what_they_are_worth(study: Path) ->
     assert result["halves"]["classes"] == {"A": 36, "B": 36, "C": 0}
     trained = json.loads((study / "study/runs/a-equal-epochs-seed0/result.json").read_text())
     assert (trained["num_images"], trained["steps"]) == (108, 7)
+    costs = {arm["name"]: (arm["seconds"], arm["dense_seconds"]) for arm in result["arms"]}
+    assert costs["A, equal epochs"] == (pytest.approx(trained["seconds"]), 0)
     assert [(part["protocol"], part["equal"]) for part in result["transfer"]] == [
         ("knn", "updates"),
         ("knn", "epochs"),

@@ -11,7 +11,9 @@ import pytest
 import moce
 from moce.engine.files import write_json
 from moce.errors import UserError
+from moce.study.cells import cost_of
 from moce.study.markdown import markdown
+from moce.study.page.study import study_section
 from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
 from moce.study.runner import Progress, estimate
 from moce.study.summary import summary
@@ -187,6 +189,55 @@ def test_the_markdown_table(found: dict[str, Any]) -> None:
     assert "| a | 25.0 | 50.0 | **75.0** | 100.0 |" in text
     assert "| *wins* | 0 | 1 | 1 |  |" in text
     assert "| MoCE | 1 M | – | – | 1:00 | 1:05 | 1:40 |" in text
+
+
+def run_at(folder: Path, verb: str, **options: Any) -> str:
+    """A finished run, as far as its costs go."""
+    folder.mkdir()
+    write_json(folder / "config.json", {"verb": verb, "options": options, "inputs": {}})
+    seconds = {"train": 30.0, "write": 10.0} if verb == "cluster" else 100.0
+    write_json(folder / "result.json", {"verb": verb, "parameters": 9, "seconds": seconds})
+    return str(folder)
+
+
+def test_what_is_measured_as_it_is_costs_what_its_own_runs_say(tmp_path: Path) -> None:
+    mae = run_at(tmp_path / "mae", "pretrain", init=None)
+    clusters = run_at(tmp_path / "clusters", "cluster")
+    own = run_at(tmp_path / "moce", "train-experts", mae=mae, clusters=clusters, gate="cluster")
+    names = ("seconds", "cluster_seconds", "dense_seconds")
+
+    def costs(path: str, start: Stage | None = None) -> list[float | None]:
+        return [cost_of(Stage(path), start).get(name) for name in names]
+
+    assert costs(own) == [100, 40, 100]
+    assert costs(run_at(tmp_path / "star", "train-experts", mae=mae, clusters=clusters, gate="none")) == [
+        100, 0, 100,
+    ]  # fmt: skip
+    assert costs(mae, Stage(mae)) == [0, 0, 100]  # what the arms start from
+    assert costs(mae) == [100, 0, 0]  # a model of its own
+    assert costs(run_at(tmp_path / "on", "pretrain", init="timm:vit")) == [100, 0, None]
+    lost = run_at(tmp_path / "lost", "train-experts", mae="gone", clusters="gone", gate="cluster")
+    assert costs(lost) == [100, None, None]
+    assert costs(run_at(tmp_path / "custom", "customize")) == [None] * 3
+    arms = [Arm("MoCE", {0: Stage(lost)}), Arm("ViT", {0: Stage("timm:vit")})]
+    text = markdown(summary(plan(arms, seeds=[0]), Progress([], [])))
+    assert "| MoCE | 9 | 9 | – | 1:40 | – | – |" in text and "| ViT | – | – | – | – | – | – |" in text
+
+
+def test_only_arms_that_start_alike_are_called_so(tmp_path: Path) -> None:
+    dense = Stage("runs/mae", "pretrain")
+
+    def found(path: str, verb: str | None = "train-experts", **options: Any) -> dict[str, Any]:
+        needs = {"mae": dense} if verb else {}
+        other = Arm("other", {0: Stage(path, verb, options, needs)}, options)
+        arms = [Arm("MAE", {0: dense}), other]
+        return summary(plan(arms, seeds=[0], start=dense), Progress([], []))
+
+    assert found("runs/moce", gate="cluster")["alike"]
+    assert not found("runs/long", gate="cluster", epochs=9)["alike"]
+    assert not found("timm:vit", None)["alike"]
+    rows = study_section(found("timm:vit", None))["costs"]
+    assert [row["options"] for row in rows] == ["the dense model", "as it is: timm:vit"]
 
 
 # What was tried

@@ -18,7 +18,7 @@ from typing import Any
 
 from moce.config import EvaluateConfig, changed_method_options, resolve
 from moce.engine.files import read_json
-from moce.engine.runs import RESULT
+from moce.engine.runs import RESULT, read_run
 from moce.errors import UserError
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.table import is_evaluation
@@ -50,8 +50,12 @@ def identity(stage: Stage) -> str | None:
     )
 
 
-def cost_of(stage: Stage) -> dict[str, Any]:
-    """Seconds of a run and of the clusters that it reads; parameters, active ones and FLOPs of a forward pass."""
+def cost_of(stage: Stage, start: Stage | None = None) -> dict[str, Any]:
+    """Seconds of a run, of the clusters that it reads and of the model before; sizes and FLOPs of a forward pass.
+
+    `start` is the dense model that the arms begin with: its training is `dense_seconds`, and nothing comes after.
+    What nobody knows, as of weights from elsewhere, is not in it or None.
+    """
     path = Path(stage.path) / RESULT
     if not path.is_file():
         return {}
@@ -59,21 +63,28 @@ def cost_of(stage: Stage) -> dict[str, Any]:
     names = ("parameters", "active_parameters", "flops_per_image", "images")
     known = {name: result[name] for name in names if result.get(name) is not None}
     known.setdefault("active_parameters", known.get("parameters"))
-    if result.get("verb") == "pretrain":  # nothing comes after the dense model
-        return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": seconds_of(stage)}
-    known["seconds"] = seconds_of(stage)
-    reads = stage.options.get("gate", "cluster") in ("cluster", "sdr") or stage.options.get("only_clusters")
-    clusters = stage.needs.get("clusters")
-    known["cluster_seconds"] = seconds_of(clusters) if clusters is not None and reads else 0.0
-    dense = stage.needs.get("mae")
-    known["dense_seconds"] = seconds_of(dense) if dense is not None else 0.0
-    return known
+    own, verb = seconds_of(stage.path), result.get("verb")
+    if verb == "pretrain" and start is not None and stage.path == start.path:
+        return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": own}
+    if verb not in ("pretrain", "train-experts"):
+        return known
+    options = {**read_run(stage.path).config, **{name: one.path for name, one in stage.needs.items()}}
+    if verb == "pretrain":
+        before = None if options.get("init") else 0.0  # of what it began with nobody knows the cost
+        return {**known, "seconds": own, "cluster_seconds": 0.0, "dense_seconds": before}
+    reads = options.get("gate", "cluster") in ("cluster", "sdr") or options.get("only_clusters")
+    return {
+        **known,
+        "seconds": own,
+        "cluster_seconds": seconds_of(options.get("clusters")) if reads else 0.0,
+        "dense_seconds": seconds_of(options.get("mae")),
+    }
 
 
-def seconds_of(stage: Stage) -> float | None:
-    """What a finished run took."""
-    path = Path(stage.path) / RESULT
-    seconds = read_json(path).get("seconds") if path.is_file() else None
+def seconds_of(folder: str | None) -> float | None:
+    """What a finished run took; None where it does not lie there."""
+    path = None if folder is None else Path(folder) / RESULT
+    seconds = read_json(path).get("seconds") if path is not None and path.is_file() else None
     return sum(seconds.values()) if isinstance(seconds, dict) else seconds
 
 
@@ -193,7 +204,6 @@ def stage_is_done(stage: Stage) -> bool:
     Only looks at small files; where it is False the verb itself says what differs.
     """
     from moce.__main__ import CONFIGS
-    from moce.engine.runs import read_run
 
     if stage.verb is None:
         return True

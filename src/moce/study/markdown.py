@@ -130,14 +130,14 @@ def cost_table(result: dict[str, Any]) -> list[str]:
     """Parameters, FLOPs and seconds of every arm."""
     lines = [
         "Parameters and FLOPs of a masked forward pass on one picture in training; seconds of one seed's training "
-        "beyond the dense model, and of the clusters that it needs.",
+        "beyond the dense model, and of the clusters that it needs. – is not known.",
         "",
         "| arm | parameters | active | FLOPs | seconds | with clusters | dense model before |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for arm in result["arms"]:
         own, clusters, dense = (arm[n] for n in ("seconds", "cluster_seconds", "dense_seconds"))
-        times = [own, None if own is None else own + (clusters or 0), dense]
+        times = [own, None if None in (own, clusters) else own + clusters, dense]
         cells = [
             arm["name"],
             *(count(arm[n]) for n in ("parameters", "active_parameters", "flops_per_image")),

@@ -16,6 +16,8 @@ from typing import Any
 
 DETERMINISTIC = ("knn", "linear")  # protocols in which the seed changes nothing
 BOUNDS = ("oracle", "random")  # strategies that bound what a choice can gain; neither is a method
+# Options of train-experts by which an arm would see other pictures, or in another order.
+PICTURES = ("epochs", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
 
 
 def slug(name: str) -> str:
@@ -113,6 +115,7 @@ class Plan:
     protocols: list[str]
     seeds: list[int]
     images: str = ""  # the pre-training pictures, for people
+    start: Stage | None = None  # the dense model that arms are trained on from, where there is one
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
@@ -121,6 +124,19 @@ class Plan:
     def arm(self, name: str) -> Arm | None:
         """The arm of that name."""
         return next((arm for arm in self.arms if arm.name == name), None)
+
+    def as_it_is(self, arm: Arm) -> str | None:
+        """What an arm measures that no verb of this study makes, a folder or a name; not the dense model."""
+        stage = next(iter(arm.models.values()))
+        return None if stage.verb is not None or stage is self.start else stage.path
+
+    @property
+    def alike(self) -> bool:
+        """Whether all arms are the dense model, or it trained on with the same pictures in the same order."""
+        trained = [arm for arm in self.arms if next(iter(arm.models.values())) is not self.start]
+        stages = [stage for arm in trained for stage in arm.models.values()]
+        same = all(s.verb == "train-experts" and s.needs.get("mae") is self.start for s in stages)
+        return same and not any(name in arm.options for arm in trained for name in PICTURES)
 
     def cells(self) -> list[Cell]:
         """All of them, in the order in which they are made: the first seed first, what shares features together."""

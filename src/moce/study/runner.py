@@ -171,7 +171,7 @@ class Worker:
             "method": result["method"],
             "options": method_options(options, cell.protocol),
             "seconds": round(time.monotonic() - started, 3),
-            "cost": cost_of(cell.stage),
+            "cost": cost_of(cell.stage, self.plan.start),
         }
         return {**result, "method": cell.arm.name, "study": about}
 

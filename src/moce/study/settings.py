@@ -288,6 +288,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
         protocols=settings.protocols,
         seeds=seeds,
         images=settings.images,
+        start=dense,
         evaluate=settings.evaluate,
         **{key: content[key] for key in ("method", "baseline", "lr_from") if key in content},
     )

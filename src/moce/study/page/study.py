@@ -93,5 +93,6 @@ def cost_row(arm: dict[str, Any]) -> dict[str, Any]:
     times = {name: arm[name] for name in ("seconds", "cluster_seconds", "dense_seconds")}
     sizes = {name: count(arm[name]) for name in ("parameters", "active_parameters", "flops_per_image")}
     said = {name: "–" if seconds is None else clock(seconds) for name, seconds in times.items()}
-    options = ", ".join(f"{name} {value}" for name, value in arm["options"].items()) or "the dense model"
-    return {"name": arm["name"], "options": options, "strategy": arm["strategy"], **sizes, **said}
+    options = ", ".join(f"{name} {value}" for name, value in arm["options"].items())
+    other = f"as it is: {arm['as_it_is']}" if arm.get("as_it_is") else "the dense model"
+    return {"name": arm["name"], "options": options or other, "strategy": arm["strategy"], **sizes, **said}
