@@ -119,6 +119,17 @@ def test_one_model_for_all_seeds_is_compared_with_every_seed(found: dict[str, An
     assert pair["per_task"]["a"]["seeds"] == {"0": -2 / 8, "1": -2 / 8}
 
 
+def test_few_shots_are_drawn_by_the_seed() -> None:
+    dense = arm("MAE", one=True)
+    assert [c.seed for c in plan([dense], ["a"]).cells()] == [0]
+    shots = plan([dense, arm("MAE*")], ["a"], evaluate={"linear": {"shots": 5}})
+    assert [c.seed for c in shots.cells() if c.arm is dense] == [0, 1]
+    cells = [cell("MAE", "a", "11110000", 0), cell("MAE", "a", "11111100", 1)]
+    cells += [cell("MAE*", "a", "11111111", seed) for seed in (0, 1)]
+    (pair,) = summary(shots, Progress(cells, []))["differences"]["linear"]
+    assert pair["seeds"] == {"0": -4 / 8, "1": -2 / 8}
+
+
 def test_seeds_that_one_side_lacks_are_not_compared() -> None:
     results = [r for r in RESULTS if not (r["method"] == "MoCE" and r["seed"] == 1)]
     found = summary(plan(ARMS), Progress(results, [Cell(ARMS[2], "a", "linear", 1)]))

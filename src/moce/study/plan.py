@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DETERMINISTIC = ("knn", "linear")  # protocols in which the seed changes nothing
+PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but which few shots are drawn
 BOUNDS = ("oracle", "random")  # strategies that bound what a choice can gain; neither is a method
 # Options of train-experts by which an arm would see other pictures, or in another order.
 PICTURES = ("epochs", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
@@ -72,11 +72,6 @@ class Arm:
     def seedless(self) -> bool:
         """Whether one model serves all seeds."""
         return len({stage.path for stage in self.models.values()}) == 1
-
-    def seeds(self, protocol: str) -> list[int]:
-        """The seeds that are worth measuring: one, where another would give the same number."""
-        same = self.seedless and protocol in DETERMINISTIC and self.strategy != "random"
-        return list(self.models)[: 1 if same else None]
 
 
 @dataclass(frozen=True)
@@ -146,14 +141,20 @@ class Plan:
             for arm in self.arms
             for task in self.tasks
             for protocol in self.protocols
-            if self.measured(arm, protocol) and seed in arm.seeds(protocol)
+            if self.measured(arm, protocol) and seed in self.seeds_of(arm, protocol)
         ]
         first = self.lr_from
         return found if first is None else sorted(found, key=lambda c: (c.seed, c.arm.name != first))
 
+    def seeds_of(self, arm: Arm, protocol: str) -> list[int]:
+        """The seeds that are worth measuring: one, where another would give the same number."""
+        drawn = self.evaluate.get(protocol, {}).get("shots") is not None or arm.strategy == "random"
+        same = arm.seedless and protocol in PROBES and not drawn
+        return list(arm.models)[: 1 if same else None]
+
     def measured(self, arm: Arm, protocol: str) -> bool:
         """Whether an arm is measured by a protocol; bounds are only probed."""
-        if arm.bound and protocol not in DETERMINISTIC:
+        if arm.bound and protocol not in PROBES:
             return False
         return arm.protocols is None or protocol in arm.protocols
 

@@ -42,7 +42,7 @@ class Measured:
             for r in self.results
             if (r["method"], r["task"], r["protocol"]) == (arm.name, task, protocol)
         }
-        if len(arm.seeds(protocol)) == 1 and found:
+        if len(self.plan.seeds_of(arm, protocol)) == 1 and found:
             return dict.fromkeys(self.plan.seeds, next(iter(found.values())))
         return found
 

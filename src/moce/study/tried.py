@@ -30,7 +30,7 @@ def lines(plan: Plan, progress: Progress) -> Iterator[dict[str, str]]:
     names = [task_name(task) for task in plan.tasks]
     for arm in plan.arms:
         for protocol in plan.protocols:
-            for seed in arm.seeds(protocol):
+            for seed in plan.seeds_of(arm, protocol):
                 own = {
                     r["task"]: r
                     for r in progress.results
