@@ -16,8 +16,9 @@ from moce.engine.endings import Interruption, leave_by
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
+from moce.study.cells import evaluate_options
 from moce.study.compare import SMALL
-from moce.study.plan import Stage
+from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.settings import arms_of, plan_of, read_settings
 from moce.study.table import is_evaluation
 
@@ -247,6 +248,19 @@ def test_the_learning_rate_of_fine_tuning_is_chosen_once(small_runs: Any, tmp_pa
     assert other["grid"]["lr"] == [chooser["lr"]]
 
 
+def test_every_seed_takes_the_learning_rate_of_its_own_seed(tmp_path: Path) -> None:
+    arms = [Arm(name, {s: Stage(f"{name} {s}") for s in (0, 1)}) for name in ("MAE*", "MoCE")]
+    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [0, 1], lr_from="MAE*")
+    for seed, lr in enumerate((1e-3, 4e-3)):
+        chosen = {"schema": 1, "task": "a", "protocol": "finetune", "metric": "top1", "value": 0.5}
+        chosen |= {"settings": {"lr": lr}, "study": {}, "model": "m", "method": "MAE*", "num_test": 8}
+        path = tmp_path / "cells" / Cell(arms[0], "a", "finetune", seed).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(chosen))
+    own = [evaluate_options(plan, Cell(arms[1], "a", "finetune", seed)) for seed in (0, 1)]
+    assert own == [{"lrs": [1e-3]}, {"lrs": [4e-3]}]
+
+
 # Time
 
 
@@ -310,6 +324,14 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         (GIVEN + ARM + 'protocols = ["kn"]', "'kn' is none of the study's protocols. Did you mean 'knn'"),
         (GIVEN + '[[arms]]\nname = "MAE"\nstrategy = "vote"', "'vote' needs sub-models to choose from"),
         (GIVEN + 'baseline = "MAE+"\n', r"baseline 'MAE\+' is none of the arms. Did you mean 'MAE"),
+        (
+            GIVEN + 'protocols = ["linear", "finetune"]\nlr_from = "MoCE"\n' + ARM + 'protocols = ["linear"]',
+            "lr_from 'MoCE' has other protocols and is never fine-tuned, .*; name an arm that is",
+        ),
+        (
+            GIVEN + 'protocols = "finetune"\nlr_from = "MoCE oracle"\n',
+            "lr_from 'MoCE oracle' is a bound and is never fine-tuned",
+        ),
         (GIVEN + 'mae = "nowhere"\n', "There is no folder nowhere"),
         ('images = "x"\ntasks = ["p/a", "q/a"]', "two tasks are called 'a'"),
         ('images = "x"\ntasks = "all"', "--task all needs --data-root"),

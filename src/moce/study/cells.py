@@ -95,7 +95,7 @@ def evaluate_options(plan: Plan, cell: Cell) -> dict[str, Any] | Waits:
         options["strategy"] = cell.arm.strategy
     chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
     if cell.protocol == "finetune" and chooser is not None and chooser is not cell.arm:
-        first = Cell(chooser, cell.task, cell.protocol, plan.seeds_of(chooser, cell.protocol)[0])
+        first = Cell(chooser, cell.task, cell.protocol, cell.seed)
         content = read_cell(plan.out / "cells" / first.file)
         if content is None:
             return Waits(first)
