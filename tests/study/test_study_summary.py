@@ -14,6 +14,7 @@ from moce.errors import UserError
 from moce.study.cells import cost_of
 from moce.study.markdown import markdown
 from moce.study.page.study import study_section
+from moce.study.pairs import CHANCE, stands_out
 from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
 from moce.study.runner import Progress, estimate
 from moce.study.summary import summary
@@ -117,6 +118,30 @@ def test_the_primary_endpoint_names_every_seed(found: dict[str, Any]) -> None:
 def test_one_model_for_all_seeds_is_compared_with_every_seed(found: dict[str, Any]) -> None:
     pair = next(d for d in found["differences"]["linear"] if (d["arm"], d["against"]) == ("MAE", "MAE*"))
     assert pair["per_task"]["a"]["seeds"] == {"0": -2 / 8, "1": -2 / 8}
+
+
+def test_nothing_stands_out_by_one_training_alone(found: dict[str, Any]) -> None:
+    tasks = ["a", "b"]
+    better = [cell("MoCE", task, "11111111", seed) for task in tasks for seed in (0, 1)]
+    other = [cell("MAE*", task, "10000000", seed) for task in tasks for seed in (0, 1)]
+
+    def primary(results: list[dict[str, Any]], arms: list[Arm]) -> tuple[bool, float | None]:
+        full = summary(plan(arms), Progress(results, []))
+        (pair,) = full["differences"]["linear"]
+        assert pair["pictures"][0] > 0 and CHANCE in markdown(full)
+        return stands_out(pair), full["primary"]["seed_deviation"]
+
+    assert primary(better + other, [arm("MAE*"), arm("MoCE")]) == (True, 0.0)
+    assert primary([r for r in better + other if r["seed"] == 0], [arm("MAE*", [0]), arm("MoCE", [0])]) == (
+        False, None,
+    )  # fmt: skip
+    one = [r for r in better + other if r["seed"] == 0]  # one training of each, beside both seeds
+    assert primary(one, [arm("MAE*", one=True), arm("MoCE", one=True)]) == (False, None)
+    assert found["primary"]["seed_deviation"] == pytest.approx((1 / 8 - 1 / 16) / 2**0.5)
+    assert f"(standard deviation {100 * found['primary']['seed_deviation']:.2f})" in markdown(found)
+    apart = {"value": 0.1, "pictures": [0.05, 0.2], "trainings": 2}
+    assert stands_out({**apart, "seeds": {"0": 0.1, "1": 0.2}})
+    assert not stands_out({**apart, "seeds": {"0": 0.3, "1": -0.1}})  # the seeds disagree
 
 
 def test_few_shots_are_drawn_by_the_seed() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from moce.engine.progress import clock
+from moce.study.pairs import CHANCE
 from moce.study.summary import FITS
 from moce.study.table import percent
 
@@ -36,7 +37,7 @@ def opening(result: dict[str, Any]) -> list[str]:
             f"**Primary endpoint** ({primary['protocol']}, mean of {primary['tasks']} tasks): {said(primary)}",
         ]
         each = ", ".join(f"seed {seed}: {signed(value)}" for seed, value in primary["seeds"].items())
-        lines[-1] += f" Every seed: {each}."
+        lines[-1] += f" {CHANCE} Every seed: {each}{deviation(primary)}."
     return lines
 
 
@@ -46,6 +47,12 @@ def said(found: dict[str, Any]) -> str:
     if found["pictures"]:
         text += f" (95 % interval {between(found['pictures'])}, tasks fixed, test pictures drawn again)"
     return text + "."
+
+
+def deviation(found: dict[str, Any]) -> str:
+    """' (standard deviation 0.62)' of several seeds; '' of one."""
+    own = found.get("seed_deviation")
+    return "" if own is None else f" (standard deviation {100 * own:.2f})"
 
 
 def score_table(result: dict[str, Any], protocol: str) -> list[str]:
@@ -89,8 +96,11 @@ def difference_table(result: dict[str, Any], protocol: str) -> list[str]:
             between(ends) if ends else "–" for ends in (found["pictures"], found["pictures_and_tasks"])
         )
         name = f"{found['arm']} − {found['against']}"
-        lines.append(f"| {name} | {found['tasks']} | {signed(found['value'])} | {one} | {other} | {each} |")
+        lines.append(
+            f"| {name} | {found['tasks']} | {signed(found['value'])} | {one} | {other} | {each}{deviation(found)} |"
+        )
         notes |= set(found["not_resampled"])
+    lines += ["", CHANCE]
     if notes:
         lines += [
             "",

@@ -166,6 +166,7 @@ def primary(plan: Plan, differences: dict[str, Any]) -> dict[str, Any] | None:
                 "pictures_and_tasks",
                 "not_resampled",
                 "seeds",
+                "seed_deviation",
             )
             return {"protocol": PRIMARY, **{name: found[name] for name in kept}}
     return None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from moce.study.markdown import between, signed
+from moce.study.pairs import CHANCE
 
 
 def halves_tables(transfer: list[dict[str, Any]]) -> str:
@@ -23,7 +24,7 @@ def halves_tables(transfer: list[dict[str, Any]]) -> str:
             f"The better half's model is better than that of all pictures on {found['improved']} of {number} tasks "
             f"(told from none: better on {apart['better']}, worse on {apart['worse']}), by "
             f"{signed(found['better_half']['value'])} points on the mean. By the test pictures, which favours the "
-            f"larger of two, either half is better on {found['either']}.",
+            f"larger of two, either half is better on {found['either']}. {CHANCE}",
         ]
         blocks += ["", f"### {found['protocol']}, equal {found['equal']}", "", *lines]
     return "\n".join(["", "## Halves against all", *blocks, ""])
@@ -54,7 +55,7 @@ def factor_tables(differences: dict[str, Any], factors: list[dict[str, Any]]) ->
                         seeds,
                     ]
                     lines.append(f"| {' | '.join(cells)} |")
-        blocks += ["", f"### {protocol}", "", *lines]
+        blocks += ["", f"### {protocol}", "", *lines, "", CHANCE]
     return "\n".join(["", "## One factor at a time", *blocks, ""])
 
 

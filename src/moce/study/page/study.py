@@ -8,6 +8,7 @@ from moce.engine.progress import clock
 from moce.study.charts import dot_chart
 from moce.study.gauges import forest_axis, forest_row
 from moce.study.markdown import count
+from moce.study.pairs import CHANCE, stands_out
 from moce.study.summary import FITS
 from moce.study.table import percent
 
@@ -18,6 +19,7 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "result": result,
         "colours": colours,
+        "chance": CHANCE,
         "bounds": {arm["name"] for arm in result["arms"] if arm["bound"]},
         "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
         "costs": [cost_row(arm) for arm in result["arms"]],
@@ -36,7 +38,7 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         for pair in drawn:
             own = pair if task is None else pair["per_task"].get(task)
             if own and own["pictures"]:
-                rows.append((colours[pair["arm"]], own["value"], tuple(own["pictures"])))
+                rows.append((colours[pair["arm"]], own["value"], tuple(own["pictures"]), stands_out(own)))
         return forest_row(rows, reach, f"differences to {result['baseline']}") if rows else None
 
     return {
@@ -49,7 +51,7 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         "wins": table["wins"],
         "num_shared": len(table["shared"]),
         "axis": forest_axis(reach) if ends else None,
-        "pairs": pairs,
+        "pairs": [{**pair, "out": stands_out(pair)} for pair in pairs],
         "gains": gain_part(result, protocol),
     }
 
