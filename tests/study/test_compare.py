@@ -1,5 +1,6 @@
 """A small comparison: what is made, continued, passed over, made again; and configurations that cannot be."""
 
+import csv
 import fcntl
 import json
 import shutil
@@ -97,7 +98,10 @@ def test_runs_cells_and_tables(study: Path, small_runs: Any) -> None:
     assert cell["study"]["cost"]["cluster_seconds"] > 0
     result = json.loads((out / "result.json").read_text())
     assert result["finished"] and result["tables"]["knn"]["shared"] == ["letters", "plants"]
-    assert len((out / "tried.csv").read_text().splitlines()) == 4
+    tried = list(csv.DictReader((out / "tried.csv").read_text().splitlines()))
+    options = {row["arm"]: json.loads(row["options"]) for row in tried}
+    assert options["MAE*"]["gate"] == "none" and options["MoCE"]["epochs"] == 1  # of [experts]
+    assert [row["evaluation"] for row in tried] == ["{}", "{}", '{"strategy": "random"}']
     assert "| task | MAE* | MoCE | MoCE random (bound) |" in (out / "table.md").read_text()
 
 

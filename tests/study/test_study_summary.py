@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -296,6 +297,46 @@ def test_what_was_tried_is_written_once_and_only_when_whole(tmp_path: Path) -> N
     assert float(last["test"]) == pytest.approx((7 / 8 + 4 / 8) / 2)
     assert (last["val_score"], last["train_seconds"], last["corpus"]) == ("0.50000", "60.0", "photos")
     assert json.loads(last["options"]) == {}
+
+
+def test_other_options_of_evaluation_are_another_line(tmp_path: Path) -> None:
+    def of(name: str, options: dict[str, Any], labels: list[int] = LABELS) -> list[dict[str, str]]:
+        own = cell("MAE*", "a", "11110000")
+        own["study"]["options"] = options
+        return list(lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([{**own, "labels": labels}], [])))
+
+    file = tmp_path / "tried.csv"
+    assert [add_to(file, of("MAE*", options)) for options in ({}, {"k": [3]}, {"k": [3]}, {})] == [1, 1, 0, 0]
+    assert add_to(file, of("MAE*", {}, LABELS[::-1])) == 1  # of other pictures
+    assert [row["evaluation"] for row in csv.DictReader(file.read_text().splitlines())] == [
+        "{}", '{"k": [3]}', "{}",
+    ]  # fmt: skip
+
+
+def test_lines_of_an_older_version_stay(tmp_path: Path) -> None:
+    (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
+    old = {name: value for name, value in new.items() if name not in ("evaluation", "data")}
+    text = ",".join(old) + "\n" + ",".join(["then", *list(old.values())[1:]]) + "\n"
+    (tmp_path / "tried.csv").write_text(text)
+    assert add_to(tmp_path / "tried.csv", [new]) == 1
+    rows = list(csv.DictReader((tmp_path / "tried.csv").read_text().splitlines()))
+    assert [row["date"] for row in rows] == ["then", new["date"]] and rows[0]["data"] == ""
+
+
+def test_two_processes_lose_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "tried.csv"
+    (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
+
+    def add(first: int) -> None:
+        for number in range(first, first + 20):
+            add_to(file, [{**new, "seed": str(number)}])
+
+    threads = [Thread(target=add, args=(first,)) for first in (0, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(file.read_text().splitlines()) == 41
 
 
 def test_another_table_is_not_added_to(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and what identifies them."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -58,6 +59,20 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of the block, by a lock file at `path`, which stays."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 - closed below, whatever happens in the block
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def drop_leftovers(folder: Path) -> None:
