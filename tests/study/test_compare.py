@@ -102,7 +102,10 @@ def test_runs_cells_and_tables(study: Path, small_runs: Any) -> None:
     options = {row["arm"]: json.loads(row["options"]) for row in tried}
     assert options["MAE*"]["gate"] == "none" and options["MoCE"]["epochs"] == 1  # of [experts]
     assert [row["evaluation"] for row in tried] == ["{}", "{}", '{"strategy": "random"}']
-    assert "| task | MAE* | MoCE | MoCE random (bound) |" in (out / "table.md").read_text()
+    assert (
+        "| task | MAE* | MoCE | MoCE random (reference: one drawn at random) |"
+        in (out / "table.md").read_text()
+    )
 
 
 def test_a_cell_says_what_evaluate_says(study: Path) -> None:
@@ -334,7 +337,7 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         ),
         (
             GIVEN + 'protocols = "finetune"\nlr_from = "MoCE oracle"\n',
-            "lr_from 'MoCE oracle' is a bound and is never fine-tuned",
+            "lr_from 'MoCE oracle' is a reference and is never fine-tuned",
         ),
         (GIVEN + 'mae = "nowhere"\n', "There is no folder nowhere"),
         ('images = "x"\ntasks = ["p/a", "q/a"]', "two tasks are called 'a'"),

@@ -179,7 +179,11 @@ def test_a_metric_that_is_no_mean_over_pictures_is_said() -> None:
     pair = found["differences"]["linear"][1]
     assert pair["not_resampled"] == ["b"] and pair["per_task"]["b"]["pictures"] is None
     assert pair["pictures"][0] < pair["pictures"][1]
-    assert "b: its metric is no mean over pictures" in markdown(found)
+    said = "the metric of b is no mean over pictures"
+    first, _, tables = markdown(found).partition("## linear")
+    assert said in first and said in tables  # beside the primary endpoint, and under the differences
+    part = study_section(found)
+    assert said in part["primary_fixed"] and said in part["protocols"][0]["not_resampled"]
     only = summary(plan(ARMS, tasks=["b"]), Progress([r for r in strange if r["task"] == "b"], []))
     assert only["differences"]["linear"][0]["pictures"] is None
     assert only["differences"]["linear"][0]["pictures_and_tasks"] is None
@@ -222,7 +226,7 @@ def test_time_that_is_left_is_that_of_cells_of_the_same_kind() -> None:
 
 def test_the_markdown_table(found: dict[str, Any]) -> None:
     text = markdown(found)
-    assert "| task | MAE | MAE* | MoCE | MoCE oracle (bound) |" in text
+    assert "| task | MAE | MAE* | MoCE | MoCE oracle (reference: best on validation) |" in text
     assert "| a | 25.0 | 50.0 | **75.0** | 100.0 |" in text
     assert "| *wins* | 0 | 1 | 1 |  |" in text
     assert "| MoCE | 1 M | – | – | 1:00 | 1:05 | 1:40 |" in text

@@ -4,6 +4,7 @@ from typing import Any
 
 from moce.engine.progress import clock
 from moce.study.pairs import CHANCE
+from moce.study.plan import BOUNDS
 from moce.study.summary import FITS
 from moce.study.table import percent
 
@@ -46,7 +47,14 @@ def said(found: dict[str, Any]) -> str:
     text = f"{found['arm']} − {found['against']} = {signed(found['value'])} points"
     if found["pictures"]:
         text += f" (95 % interval {between(found['pictures'])}, tasks fixed, test pictures drawn again)"
+    if found["not_resampled"]:
+        text += f", where {not_resampled(found['not_resampled'])}"
     return text + "."
+
+
+def not_resampled(tasks: list[str]) -> str:
+    """What intervals do not know of these tasks."""
+    return f"the metric of {', '.join(tasks)} is no mean over pictures, which are not drawn again there"
 
 
 def deviation(found: dict[str, Any]) -> str:
@@ -55,11 +63,16 @@ def deviation(found: dict[str, Any]) -> str:
     return "" if own is None else f" (standard deviation {100 * own:.2f})"
 
 
+def references_of(result: dict[str, Any]) -> dict[str, str]:
+    """Arms that are no methods, and what they are instead."""
+    return {arm["name"]: BOUNDS[arm["strategy"]] for arm in result["arms"] if arm["bound"]}
+
+
 def score_table(result: dict[str, Any], protocol: str) -> list[str]:
     """Tasks by arms in per cent, mean of the seeds; below, means, ranks and wins."""
-    found, bounds = result["tables"][protocol], {a["name"] for a in result["arms"] if a["bound"]}
+    found, references = result["tables"][protocol], references_of(result)
     names = list(found["mean"])
-    heads = [f"{name} (bound)" if name in bounds else name for name in names]
+    heads = [f"{name} (reference: {references[name]})" if name in references else name for name in names]
     lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names)]
     for task, row in found["values"].items():
         shown = {name: percent(row[name]["mean"]) for name in names if name in row}
@@ -104,7 +117,7 @@ def difference_table(result: dict[str, Any], protocol: str) -> list[str]:
     if notes:
         lines += [
             "",
-            f"{', '.join(sorted(notes))}: its metric is no mean over pictures, so only tasks are drawn again.",
+            f"Among these, {not_resampled(sorted(notes))}.",
         ]
     return lines
 

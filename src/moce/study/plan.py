@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but which few shots are drawn
-BOUNDS = ("oracle", "random")  # strategies that bound what a choice can gain; neither is a method
+# Strategies that a choice is compared with, and that are none. They bound nothing: the best on validation need not be
+# the best on test, and one that was drawn at random may be better than any choice.
+BOUNDS = {"oracle": "best on validation", "random": "one drawn at random"}
 # Options of train-experts by which an arm would see other pictures, or in another order.
 PICTURES = ("epochs", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
 
@@ -65,7 +67,7 @@ class Arm:
 
     @property
     def bound(self) -> bool:
-        """Whether it bounds what a choice of sub-models can gain, and is no method."""
+        """Whether it is a reference for the choice of sub-models, and no method."""
         return self.strategy in BOUNDS
 
     @property
@@ -153,7 +155,7 @@ class Plan:
         return list(arm.models)[: 1 if same else None]
 
     def measured(self, arm: Arm, protocol: str) -> bool:
-        """Whether an arm is measured by a protocol; bounds are only probed."""
+        """Whether an arm is measured by a protocol; references are only probed."""
         if arm.bound and protocol not in PROBES:
             return False
         return arm.protocols is None or protocol in arm.protocols

@@ -301,7 +301,7 @@ def require_chooser(plan: Plan, where: str) -> None:
     chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
     if chooser is None or "finetune" not in plan.protocols or plan.measured(chooser, "finetune"):
         return
-    why = "is a bound" if chooser.bound else "has other protocols"
+    why = "is a reference" if chooser.bound else "has other protocols"
     raise UserError(
         f"{where}: lr_from '{chooser.name}' {why} and is never fine-tuned, so the others would wait for ever; name "
         "an arm that is."

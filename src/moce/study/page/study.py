@@ -7,7 +7,7 @@ from markupsafe import Markup
 from moce.engine.progress import clock
 from moce.study.charts import dot_chart
 from moce.study.gauges import forest_axis, forest_row
-from moce.study.markdown import count
+from moce.study.markdown import count, not_resampled, references_of
 from moce.study.pairs import CHANCE, stands_out
 from moce.study.summary import FITS
 from moce.study.table import percent
@@ -15,12 +15,14 @@ from moce.study.table import percent
 
 def study_section(result: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a study."""
+    fixed = (result["primary"] or {}).get("not_resampled")
     colours = {arm["name"]: number for number, arm in enumerate(result["arms"])}
     return {
         "result": result,
+        "primary_fixed": not_resampled(fixed) if fixed else None,
         "colours": colours,
         "chance": CHANCE,
-        "bounds": {arm["name"] for arm in result["arms"] if arm["bound"]},
+        "references": references_of(result),
         "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
         "costs": [cost_row(arm) for arm in result["arms"]],
     }
@@ -29,6 +31,7 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
 def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]) -> dict[str, Any]:
     """Scores, differences to the baseline drawn task by task, differences in numbers, gain beside fit."""
     table, pairs = result["tables"][protocol], result["differences"][protocol]
+    fixed = sorted({task for pair in pairs for task in pair["not_resampled"]})
     drawn = [pair for pair in pairs if pair["against"] == result["baseline"]]
     ends = [own["pictures"] for pair in drawn for own in pair["per_task"].values() if own["pictures"]]
     reach = max((abs(end) for pair in ends for end in pair), default=0.0) or 0.01
@@ -52,6 +55,7 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         "num_shared": len(table["shared"]),
         "axis": forest_axis(reach) if ends else None,
         "pairs": [{**pair, "out": stands_out(pair)} for pair in pairs],
+        "not_resampled": not_resampled(fixed) if fixed else None,
         "gains": gain_part(result, protocol),
     }
 
