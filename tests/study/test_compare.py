@@ -17,7 +17,7 @@ from moce.engine.endings import Interruption, leave_by
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
-from moce.study.cells import evaluate_options
+from moce.study.cells import evaluate_options, fingerprints, other_pictures
 from moce.study.compare import SMALL
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.settings import arms_of, plan_of, read_settings
@@ -168,6 +168,32 @@ def test_cells_of_another_run_are_stale(
     assert again(study, out=tmp_path / "study")["finished"]
     assert "is stale (it measured another run than the one that is there now)" in capsys.readouterr().err
     assert json.loads(file.read_text())["study"]["run"] != "0" * 16
+
+
+def test_cells_of_other_pictures_are_stale(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    text = (study / "study.toml").read_text().replace("num=24", "num=30")
+    (tmp_path / "study.toml").write_text(text)
+    file = tmp_path / "study" / "cells" / "moce" / "letters-knn-seed0.json"
+    old = json.loads(file.read_text())
+    assert set(old["study"].pop("pictures")) == {"task", "data_root", "train", "val", "test"}
+    file.write_text(json.dumps(old))  # an older version did not say of which pictures a cell is
+    found = again(tmp_path, budget_minutes=0)
+    said = capsys.readouterr().err
+    assert "mae-star/letters-knn-seed0.json is stale (the train pictures of its task are others now)" in said
+    assert found["cells"] == {"there": 1, "left": 5}
+
+
+def test_pictures_that_are_not_here_are_told_by_their_names() -> None:
+    known = {"task": "a", "data_root": "old", "train": "1", "val": None, "test": "2"}
+    named = {"task": "a", "data_root": "old"}
+    assert other_pictures(known, named) is None  # no data here
+    assert other_pictures(known, {**known, "data_root": "moved"}) is None  # the same data elsewhere
+    assert other_pictures(known, {**known, "test": "3"}) == "the test pictures of its task are others now"
+    assert other_pictures(known, {**named, "data_root": "b"}) == "data_root was old and is now b"
+    assert fingerprints("a", "nowhere") == {}
 
 
 def test_runs_of_other_options_are_no_part_of_it(study: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The cells of a study: one JSON of `moce evaluate` each, with what it was made from.
 
     OUT/cells/ARM/TASK-PROTOCOL-seedK.json    evaluate's schema; `method` is the arm's name; and `study`: {arm, run (the
-                                              fingerprint of the run that was measured), method, options, cost}
+                                              fingerprint of the run that was measured), method, options, pictures,
+                                              seconds, cost}
 
-A cell is written whole and measured once. It is taken as it is while the run that it measured and the options that it
-was measured with are those of the study; else it is stale, which is said, and measured again. A cell carries what its
+A cell is written whole and measured once. It is taken as it is while the run that it measured, the options that it was
+measured with and the task's pictures are those of the study; else it is stale, which is said, and measured again. A
+cell of an older version does not say of which pictures it is, and counts. A cell carries what its
 run cost, so that cells alone, copied together from several machines, make up a study.
 """
 
@@ -22,6 +24,9 @@ from moce.engine.runs import RESULT, read_run
 from moce.errors import UserError
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.table import is_evaluation
+
+CLASSIFYING = ("knn", "linear", "finetune")  # protocols whose tasks are classes of whole pictures
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,35 @@ def method_options(options: Mapping[str, Any], protocol: str) -> dict[str, Any]:
     return json.loads(json.dumps({name: getattr(config, name) for name in kept}))
 
 
+def fingerprints(task: str, data_root: str | None) -> dict[str, str | None]:
+    """What tells the pictures of a task's splits from others; empty where they do not lie here."""
+    from moce.images.tasks import open_task
+
+    try:
+        found = open_task(task, data_root)
+    except UserError:
+        return {}
+    splits = {"train": found.train, "val": found.val, "test": found.test}
+    return {name: None if source is None else source.fingerprint() for name, source in splits.items()}
+
+
+def other_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How the pictures of a cell differ from those of the study; by their names where one of both has no others."""
+    splits = [name for name in SPLITS if name in before and name in now]
+    for name in splits or ("task", "data_root"):
+        if before.get(name) != now.get(name):
+            said = f"{name} was {before.get(name)} and is now {now.get(name)}"
+            return f"the {name} pictures of its task are others now" if splits else said
+    return None
+
+
 class Cells:
     """The cells of a plan as they lie on disk."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.folder = plan, plan.out / "cells"
         self._runs: dict[str, str] = {}  # by path; what is not known yet may be any time
+        self._pictures: dict[str, dict[str, str | None]] = {}  # by task
 
     def path(self, cell: Cell) -> Path:
         """Where a cell lies."""
@@ -156,6 +184,15 @@ class Cells:
         """What lies in a cell's place."""
         return read_cell(self.path(cell))
 
+    def pictures(self, cell: Cell) -> dict[str, Any]:
+        """{task, data_root} as they are spelled, and {train, val, test} of classes of whole pictures that lie here."""
+        named = {"task": cell.task, "data_root": self.plan.data_root}
+        if cell.protocol not in CLASSIFYING:
+            return named
+        if cell.task not in self._pictures:
+            self._pictures[cell.task] = fingerprints(cell.task, self.plan.data_root)
+        return {**named, **self._pictures[cell.task]}
+
     def made_anew(self, stage: Stage) -> None:
         """A run was finished: look again which one it is."""
         self._runs.pop(stage.path, None)
@@ -165,6 +202,9 @@ class Cells:
         run = self.run_of(cell.arm, cell.seed)
         if content["study"].get("run") != run:
             return "it measured another run than the one that is there now"
+        known = content["study"].get("pictures")
+        if known and (why := other_pictures(known, self.pictures(cell))):
+            return why
         options = evaluate_options(self.plan, cell)
         if isinstance(options, Waits):
             return None  # the learning rate was chosen where that other cell lies

@@ -170,6 +170,7 @@ class Worker:
             "run": self.cells.run_of(cell.arm, cell.seed),
             "method": result["method"],
             "options": method_options(options, cell.protocol),
+            "pictures": self.cells.pictures(cell),
             "seconds": round(time.monotonic() - started, 3),
             "cost": cost_of(cell.stage, self.plan.start),
         }

@@ -17,6 +17,7 @@ from moce.config import resolve
 from moce.engine.files import held, sha256_of, write_whole
 from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
+from moce.study.cells import SPLITS
 from moce.study.plan import Arm, Plan, Stage, task_name
 from moce.study.runner import Progress
 from moce.study.summary import corpus
@@ -88,7 +89,9 @@ def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
         verb, options = run.verb, run.config
     else:
         return dict(given)
-    own = [f for f in fields(CONFIGS[verb]) if f.metadata["role"] == "method" and f.name != "seed"]
+    own = [
+        f for f in fields(CONFIGS[verb]) if f.metadata["role"] == "method" and f.name != "seed"
+    ]  # a column
     plain = {f.name: json.loads(json.dumps(f.default)) for f in own}
     now = json.loads(json.dumps({name: options[name] for name in plain if name in options}))
     return {name: value for name, value in now.items() if value != plain[name]}
@@ -97,8 +100,9 @@ def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
 def pictures_of(cell: dict[str, Any]) -> Any:
     """What tells a cell's pictures from others: their fingerprints, else what a cell has always said of them."""
     said = ("num_train", "num_val", "num_test", "labels")
-    known = cell["study"].get("pictures") or {name: cell.get(name) for name in said}
-    return [cell["task"], known]
+    own = cell["study"].get("pictures", {})
+    known = {name: own[name] for name in SPLITS if name in own}
+    return [cell["task"], known or {name: cell.get(name) for name in said}]
 
 
 def add_to(path: Path, new: list[dict[str, str]]) -> int:
