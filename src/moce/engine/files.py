@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from moce.errors import UserError
+from moce.errors import Busy, UserError
 
 
 @contextmanager
@@ -62,8 +62,11 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(path: str | Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of the block, by a lock file at `path`, which stays."""
+def held(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Keep other processes that ask for the same out of the block, by a lock file at `path`, which stays.
+
+    Raises Busy where another process holds it, unless it is waited for.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,12 @@ def held(path: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(
+                f"Another process is working in {path.parent}; wait for it or choose another --out."
+            ) from None
         yield
 
 
