@@ -1,5 +1,6 @@
 """A small comparison: what is made, continued, passed over, made again; and configurations that cannot be."""
 
+import csv
 import fcntl
 import json
 import shutil
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import moce
@@ -15,8 +17,9 @@ from moce.engine.endings import Interruption, leave_by
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
+from moce.study.cells import evaluate_options, fingerprints, other_pictures
 from moce.study.compare import SMALL
-from moce.study.plan import Stage
+from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.settings import arms_of, plan_of, read_settings
 from moce.study.table import is_evaluation
 
@@ -95,8 +98,14 @@ def test_runs_cells_and_tables(study: Path, small_runs: Any) -> None:
     assert cell["study"]["cost"]["cluster_seconds"] > 0
     result = json.loads((out / "result.json").read_text())
     assert result["finished"] and result["tables"]["knn"]["shared"] == ["letters", "plants"]
-    assert len((out / "tried.csv").read_text().splitlines()) == 4
-    assert "| task | MAE* | MoCE | MoCE random (bound) |" in (out / "table.md").read_text()
+    tried = list(csv.DictReader((out / "tried.csv").read_text().splitlines()))
+    options = {row["arm"]: json.loads(row["options"]) for row in tried}
+    assert options["MAE*"]["gate"] == "none" and options["MoCE"]["epochs"] == 1  # of [experts]
+    assert [row["evaluation"] for row in tried] == ["{}", "{}", '{"strategy": "random"}']
+    assert (
+        "| task | MAE* | MoCE | MoCE random (reference: one drawn at random) |"
+        in (out / "table.md").read_text()
+    )
 
 
 def test_a_cell_says_what_evaluate_says(study: Path) -> None:
@@ -161,6 +170,32 @@ def test_cells_of_another_run_are_stale(
     assert json.loads(file.read_text())["study"]["run"] != "0" * 16
 
 
+def test_cells_of_other_pictures_are_stale(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    text = (study / "study.toml").read_text().replace("num=24", "num=30")
+    (tmp_path / "study.toml").write_text(text)
+    file = tmp_path / "study" / "cells" / "moce" / "letters-knn-seed0.json"
+    old = json.loads(file.read_text())
+    assert set(old["study"].pop("pictures")) == {"task", "data_root", "train", "val", "test"}
+    file.write_text(json.dumps(old))  # an older version did not say of which pictures a cell is
+    found = again(tmp_path, budget_minutes=0)
+    said = capsys.readouterr().err
+    assert "mae-star/letters-knn-seed0.json is stale (the train pictures of its task are others now)" in said
+    assert found["cells"] == {"there": 1, "left": 5}
+
+
+def test_pictures_that_are_not_here_are_told_by_their_names() -> None:
+    known = {"task": "a", "data_root": "old", "train": "1", "val": None, "test": "2"}
+    named = {"task": "a", "data_root": "old"}
+    assert other_pictures(known, named) is None  # no data here
+    assert other_pictures(known, {**known, "data_root": "moved"}) is None  # the same data elsewhere
+    assert other_pictures(known, {**known, "test": "3"}) == "the test pictures of its task are others now"
+    assert other_pictures(known, {**named, "data_root": "b"}) == "data_root was old and is now b"
+    assert fingerprints("a", "nowhere") == {}
+
+
 def test_runs_of_other_options_are_no_part_of_it(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study / "study", tmp_path / "study")
     text = (study / "study.toml").read_text().replace("epochs = 1", "epochs = 2")
@@ -168,6 +203,18 @@ def test_runs_of_other_options_are_no_part_of_it(study: Path, tmp_path: Path) ->
     with pytest.raises(
         UserError, match="mae-star-seed0 holds a run with other options: --epochs was 1 and is now 2"
     ):
+        again(tmp_path, quiet=True)
+
+
+def test_experts_of_earlier_clusters_are_no_part_of_it(study: Path, small_runs: Any, tmp_path: Path) -> None:
+    shutil.copytree(study / "study", tmp_path / "study")
+    shutil.copytree(small_runs.clusters, tmp_path / "clusters")
+    text = (study / "study.toml").read_text().replace(str(small_runs.clusters), str(tmp_path / "clusters"))
+    (tmp_path / "study.toml").write_text(text)
+    assert again(tmp_path, quiet=True)["finished"]  # the same clusters, elsewhere
+    labels = np.load(tmp_path / "clusters" / "labels.npy")
+    np.save(tmp_path / "clusters" / "labels.npy", labels[::-1])
+    with pytest.raises(UserError, match="mae-star-seed0 holds a run with other options: the clusters differ"):
         again(tmp_path, quiet=True)
 
 
@@ -234,6 +281,19 @@ def test_the_learning_rate_of_fine_tuning_is_chosen_once(small_runs: Any, tmp_pa
     assert other["grid"]["lr"] == [chooser["lr"]]
 
 
+def test_every_seed_takes_the_learning_rate_of_its_own_seed(tmp_path: Path) -> None:
+    arms = [Arm(name, {s: Stage(f"{name} {s}") for s in (0, 1)}) for name in ("MAE*", "MoCE")]
+    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [0, 1], lr_from="MAE*")
+    for seed, lr in enumerate((1e-3, 4e-3)):
+        chosen = {"schema": 1, "task": "a", "protocol": "finetune", "metric": "top1", "value": 0.5}
+        chosen |= {"settings": {"lr": lr}, "study": {}, "model": "m", "method": "MAE*", "num_test": 8}
+        path = tmp_path / "cells" / Cell(arms[0], "a", "finetune", seed).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(chosen))
+    own = [evaluate_options(plan, Cell(arms[1], "a", "finetune", seed)) for seed in (0, 1)]
+    assert own == [{"lrs": [1e-3]}, {"lrs": [4e-3]}]
+
+
 # Time
 
 
@@ -297,6 +357,14 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         (GIVEN + ARM + 'protocols = ["kn"]', "'kn' is none of the study's protocols. Did you mean 'knn'"),
         (GIVEN + '[[arms]]\nname = "MAE"\nstrategy = "vote"', "'vote' needs sub-models to choose from"),
         (GIVEN + 'baseline = "MAE+"\n', r"baseline 'MAE\+' is none of the arms. Did you mean 'MAE"),
+        (
+            GIVEN + 'protocols = ["linear", "finetune"]\nlr_from = "MoCE"\n' + ARM + 'protocols = ["linear"]',
+            "lr_from 'MoCE' has other protocols and is never fine-tuned, .*; name an arm that is",
+        ),
+        (
+            GIVEN + 'protocols = "finetune"\nlr_from = "MoCE oracle"\n',
+            "lr_from 'MoCE oracle' is a reference and is never fine-tuned",
+        ),
         (GIVEN + 'mae = "nowhere"\n', "There is no folder nowhere"),
         ('images = "x"\ntasks = ["p/a", "q/a"]', "two tasks are called 'a'"),
         ('images = "x"\ntasks = "all"', "--task all needs --data-root"),

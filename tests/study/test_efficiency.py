@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import moce
+from moce.config import StudyConfig, resolve
+from moce.engine.files import held
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape
@@ -103,6 +105,25 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr(efficiency, "MEASURE", {})
     options = {"out": config.parent / "study", "config": config, "quiet": True, "device": "cpu"}
     assert moce.study("efficiency", **options)["rows"] == json.loads(json.dumps(study["rows"]))
+
+
+def test_other_conditions_are_another_measurement(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = efficiency.options_of(
+        resolve(StudyConfig, {"kind": "efficiency", "out": "x", "config": str(config)})
+    )
+    device = torch.device("cpu")
+    before = efficiency.identity(options, "search", device)
+    assert before["run"] == json.loads((Path(options.moce) / "result.json").read_text())["fingerprint"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert efficiency.identity(options, "search", device) == {**before, "threads": 77}
+    assert "run" not in efficiency.identity(options, "training", device)
+
+
+def test_two_at_a_time_would_time_each_other(study: dict[str, Any], config: Path) -> None:
+    folder = config.parent / "study"
+    with held(folder / ".lock"), pytest.raises(UserError, match="Another process is working in"):
+        moce.study("efficiency", out=folder, config=config, quiet=True, device="cpu")
+    assert list(study["machines"]) == ["vit-ti/8: training", "vit-ti/8: inference", "vit-ti/8: search"]
 
 
 def test_without_time_it_says_what_is_missing(tmp_path: Path, config: Path, capsys: Any) -> None:

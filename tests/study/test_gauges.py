@@ -12,8 +12,9 @@ def numbers(svg: str, name: str) -> list[float]:
     return [float(value) for value in re.findall(rf'[ "]{name}="([-0-9.]+)"', svg)]
 
 
-def test_a_difference_that_leaves_out_0_is_filled() -> None:
-    row = forest_row([(0, 0.02, (-0.01, 0.05)), (3, 0.04, (0.01, 0.07))], reach=0.1, said="differences")
+def test_what_stands_out_is_filled() -> None:
+    rows = [(0, 0.02, (-0.01, 0.05), False), (3, 0.04, (0.01, 0.07), True)]
+    row = forest_row(rows, reach=0.1, said="differences")
     hollow, filled = re.findall("<circle[^>]*>", row)
     assert "fill:var(--card)" in hollow
     assert "fill:var(--c3)" in filled

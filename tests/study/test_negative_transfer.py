@@ -11,9 +11,11 @@ import moce
 from moce.config import StudyConfig, resolve
 from moce.errors import UserError
 from moce.study import negative_transfer
+from moce.study.page.halves import verdict
 from moce.study.plan import Plan
 from moce.study.settings import read_settings
 from moce.study.summary import Measured
+from moce.study.transfer_tables import halves_tables
 
 SMALL = """
 images = "toyworld://all?split=train&size=32&num=216"
@@ -94,7 +96,10 @@ def test_the_better_half_is_chosen_on_validation_and_judged_on_test(tmp_path: Pa
     for one in cells:
         one["settings"]["val_score"] = None
     (found,) = negative_transfer.transfer(plan, Measured(plan, cells), ["updates"])
-    assert (found["tasks"][0]["better"], found["tasks"][0]["chosen_on"]) == ("A", "test")
+    assert (found["tasks"][0]["better"], found["tasks"][0]["improvement"]) == (None, None)
+    assert (found["improved"], found["separable"], found["better_half"]) == (None, None, None)
+    assert found["either"] == 2 and verdict(found).startswith("No score on validation")
+    assert "| creatures | +30.00 (" in halves_tables([found]) and "| – | – |" in halves_tables([found])
     assert negative_transfer.transfer(plan, Measured(plan, cells[:2]), ["updates"]) == []  # not yet
 
 
@@ -115,6 +120,8 @@ def test_the_study_trains_on_halves_and_says_what_they_are_worth(study: Path) ->
     assert result["halves"]["classes"] == {"A": 36, "B": 36, "C": 0}
     trained = json.loads((study / "study/runs/a-equal-epochs-seed0/result.json").read_text())
     assert (trained["num_images"], trained["steps"]) == (108, 7)
+    costs = {arm["name"]: (arm["seconds"], arm["dense_seconds"]) for arm in result["arms"]}
+    assert costs["A, equal epochs"] == (pytest.approx(trained["seconds"]), 0)
     assert [(part["protocol"], part["equal"]) for part in result["transfer"]] == [
         ("knn", "updates"),
         ("knn", "epochs"),

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 import moce
 from moce.engine.files import write_json
 from moce.errors import UserError
+from moce.study.cells import cost_of
 from moce.study.markdown import markdown
+from moce.study.page.study import study_section
+from moce.study.pairs import CHANCE, stands_out
 from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
 from moce.study.runner import Progress, estimate
 from moce.study.summary import summary
@@ -117,6 +121,41 @@ def test_one_model_for_all_seeds_is_compared_with_every_seed(found: dict[str, An
     assert pair["per_task"]["a"]["seeds"] == {"0": -2 / 8, "1": -2 / 8}
 
 
+def test_nothing_stands_out_by_one_training_alone(found: dict[str, Any]) -> None:
+    tasks = ["a", "b"]
+    better = [cell("MoCE", task, "11111111", seed) for task in tasks for seed in (0, 1)]
+    other = [cell("MAE*", task, "10000000", seed) for task in tasks for seed in (0, 1)]
+
+    def primary(results: list[dict[str, Any]], arms: list[Arm]) -> tuple[bool, float | None]:
+        full = summary(plan(arms), Progress(results, []))
+        (pair,) = full["differences"]["linear"]
+        assert pair["pictures"][0] > 0 and CHANCE in markdown(full)
+        return stands_out(pair), full["primary"]["seed_deviation"]
+
+    assert primary(better + other, [arm("MAE*"), arm("MoCE")]) == (True, 0.0)
+    assert primary([r for r in better + other if r["seed"] == 0], [arm("MAE*", [0]), arm("MoCE", [0])]) == (
+        False, None,
+    )  # fmt: skip
+    one = [r for r in better + other if r["seed"] == 0]  # one training of each, beside both seeds
+    assert primary(one, [arm("MAE*", one=True), arm("MoCE", one=True)]) == (False, None)
+    assert found["primary"]["seed_deviation"] == pytest.approx((1 / 8 - 1 / 16) / 2**0.5)
+    assert f"(standard deviation {100 * found['primary']['seed_deviation']:.2f})" in markdown(found)
+    apart = {"value": 0.1, "pictures": [0.05, 0.2], "trainings": 2}
+    assert stands_out({**apart, "seeds": {"0": 0.1, "1": 0.2}})
+    assert not stands_out({**apart, "seeds": {"0": 0.3, "1": -0.1}})  # the seeds disagree
+
+
+def test_few_shots_are_drawn_by_the_seed() -> None:
+    dense = arm("MAE", one=True)
+    assert [c.seed for c in plan([dense], ["a"]).cells()] == [0]
+    shots = plan([dense, arm("MAE*")], ["a"], evaluate={"linear": {"shots": 5}})
+    assert [c.seed for c in shots.cells() if c.arm is dense] == [0, 1]
+    cells = [cell("MAE", "a", "11110000", 0), cell("MAE", "a", "11111100", 1)]
+    cells += [cell("MAE*", "a", "11111111", seed) for seed in (0, 1)]
+    (pair,) = summary(shots, Progress(cells, []))["differences"]["linear"]
+    assert pair["seeds"] == {"0": -4 / 8, "1": -2 / 8}
+
+
 def test_seeds_that_one_side_lacks_are_not_compared() -> None:
     results = [r for r in RESULTS if not (r["method"] == "MoCE" and r["seed"] == 1)]
     found = summary(plan(ARMS), Progress(results, [Cell(ARMS[2], "a", "linear", 1)]))
@@ -140,7 +179,11 @@ def test_a_metric_that_is_no_mean_over_pictures_is_said() -> None:
     pair = found["differences"]["linear"][1]
     assert pair["not_resampled"] == ["b"] and pair["per_task"]["b"]["pictures"] is None
     assert pair["pictures"][0] < pair["pictures"][1]
-    assert "b: its metric is no mean over pictures" in markdown(found)
+    said = "the metric of b is no mean over pictures"
+    first, _, tables = markdown(found).partition("## linear")
+    assert said in first and said in tables  # beside the primary endpoint, and under the differences
+    part = study_section(found)
+    assert said in part["primary_fixed"] and said in part["protocols"][0]["not_resampled"]
     only = summary(plan(ARMS, tasks=["b"]), Progress([r for r in strange if r["task"] == "b"], []))
     assert only["differences"]["linear"][0]["pictures"] is None
     assert only["differences"]["linear"][0]["pictures_and_tasks"] is None
@@ -183,10 +226,59 @@ def test_time_that_is_left_is_that_of_cells_of_the_same_kind() -> None:
 
 def test_the_markdown_table(found: dict[str, Any]) -> None:
     text = markdown(found)
-    assert "| task | MAE | MAE* | MoCE | MoCE oracle (bound) |" in text
+    assert "| task | MAE | MAE* | MoCE | MoCE oracle (reference: best on validation) |" in text
     assert "| a | 25.0 | 50.0 | **75.0** | 100.0 |" in text
     assert "| *wins* | 0 | 1 | 1 |  |" in text
     assert "| MoCE | 1 M | – | – | 1:00 | 1:05 | 1:40 |" in text
+
+
+def run_at(folder: Path, verb: str, **options: Any) -> str:
+    """A finished run, as far as its costs go."""
+    folder.mkdir()
+    write_json(folder / "config.json", {"verb": verb, "options": options, "inputs": {}})
+    seconds = {"train": 30.0, "write": 10.0} if verb == "cluster" else 100.0
+    write_json(folder / "result.json", {"verb": verb, "parameters": 9, "seconds": seconds})
+    return str(folder)
+
+
+def test_what_is_measured_as_it_is_costs_what_its_own_runs_say(tmp_path: Path) -> None:
+    mae = run_at(tmp_path / "mae", "pretrain", init=None)
+    clusters = run_at(tmp_path / "clusters", "cluster")
+    own = run_at(tmp_path / "moce", "train-experts", mae=mae, clusters=clusters, gate="cluster")
+    names = ("seconds", "cluster_seconds", "dense_seconds")
+
+    def costs(path: str, start: Stage | None = None) -> list[float | None]:
+        return [cost_of(Stage(path), start).get(name) for name in names]
+
+    assert costs(own) == [100, 40, 100]
+    assert costs(run_at(tmp_path / "star", "train-experts", mae=mae, clusters=clusters, gate="none")) == [
+        100, 0, 100,
+    ]  # fmt: skip
+    assert costs(mae, Stage(mae)) == [0, 0, 100]  # what the arms start from
+    assert costs(mae) == [100, 0, 0]  # a model of its own
+    assert costs(run_at(tmp_path / "on", "pretrain", init="timm:vit")) == [100, 0, None]
+    lost = run_at(tmp_path / "lost", "train-experts", mae="gone", clusters="gone", gate="cluster")
+    assert costs(lost) == [100, None, None]
+    assert costs(run_at(tmp_path / "custom", "customize")) == [None] * 3
+    arms = [Arm("MoCE", {0: Stage(lost)}), Arm("ViT", {0: Stage("timm:vit")})]
+    text = markdown(summary(plan(arms, seeds=[0]), Progress([], [])))
+    assert "| MoCE | 9 | 9 | – | 1:40 | – | – |" in text and "| ViT | – | – | – | – | – | – |" in text
+
+
+def test_only_arms_that_start_alike_are_called_so(tmp_path: Path) -> None:
+    dense = Stage("runs/mae", "pretrain")
+
+    def found(path: str, verb: str | None = "train-experts", **options: Any) -> dict[str, Any]:
+        needs = {"mae": dense} if verb else {}
+        other = Arm("other", {0: Stage(path, verb, options, needs)}, options)
+        arms = [Arm("MAE", {0: dense}), other]
+        return summary(plan(arms, seeds=[0], start=dense), Progress([], []))
+
+    assert found("runs/moce", gate="cluster")["alike"]
+    assert not found("runs/long", gate="cluster", epochs=9)["alike"]
+    assert not found("timm:vit", None)["alike"]
+    rows = study_section(found("timm:vit", None))["costs"]
+    assert [row["options"] for row in rows] == ["the dense model", "as it is: timm:vit"]
 
 
 # What was tried
@@ -209,6 +301,46 @@ def test_what_was_tried_is_written_once_and_only_when_whole(tmp_path: Path) -> N
     assert float(last["test"]) == pytest.approx((7 / 8 + 4 / 8) / 2)
     assert (last["val_score"], last["train_seconds"], last["corpus"]) == ("0.50000", "60.0", "photos")
     assert json.loads(last["options"]) == {}
+
+
+def test_other_options_of_evaluation_are_another_line(tmp_path: Path) -> None:
+    def of(name: str, options: dict[str, Any], labels: list[int] = LABELS) -> list[dict[str, str]]:
+        own = cell("MAE*", "a", "11110000")
+        own["study"]["options"] = options
+        return list(lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([{**own, "labels": labels}], [])))
+
+    file = tmp_path / "tried.csv"
+    assert [add_to(file, of("MAE*", options)) for options in ({}, {"k": [3]}, {"k": [3]}, {})] == [1, 1, 0, 0]
+    assert add_to(file, of("MAE*", {}, LABELS[::-1])) == 1  # of other pictures
+    assert [row["evaluation"] for row in csv.DictReader(file.read_text().splitlines())] == [
+        "{}", '{"k": [3]}', "{}",
+    ]  # fmt: skip
+
+
+def test_lines_of_an_older_version_stay(tmp_path: Path) -> None:
+    (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
+    old = {name: value for name, value in new.items() if name not in ("evaluation", "data")}
+    text = ",".join(old) + "\n" + ",".join(["then", *list(old.values())[1:]]) + "\n"
+    (tmp_path / "tried.csv").write_text(text)
+    assert add_to(tmp_path / "tried.csv", [new]) == 1
+    rows = list(csv.DictReader((tmp_path / "tried.csv").read_text().splitlines()))
+    assert [row["date"] for row in rows] == ["then", new["date"]] and rows[0]["data"] == ""
+
+
+def test_two_processes_lose_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "tried.csv"
+    (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
+
+    def add(first: int) -> None:
+        for number in range(first, first + 20):
+            add_to(file, [{**new, "seed": str(number)}])
+
+    threads = [Thread(target=add, args=(first,)) for first in (0, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(file.read_text().splitlines()) == 41
 
 
 def test_another_table_is_not_added_to(tmp_path: Path) -> None:

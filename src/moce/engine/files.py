@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and what identifies them."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from moce.errors import UserError
+from moce.errors import Busy, UserError
 
 
 @contextmanager
@@ -58,6 +59,28 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Keep other processes that ask for the same out of the block, by a lock file at `path`, which stays.
+
+    Raises Busy where another process holds it, unless it is waited for.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 - closed below, whatever happens in the block
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(
+                f"Another process is working in {path.parent}; wait for it or choose another --out."
+            ) from None
+        yield
 
 
 def drop_leftovers(folder: Path) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from moce.config import ExpertsConfig, Training, experts_method, verb
 from moce.engine.devices import moved, num_workers_of, pick_device
-from moce.engine.files import sha256_of, write_whole
+from moce.engine.files import write_whole
 from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.randomness import normal
@@ -309,7 +309,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     inputs = {
         "images": source.fingerprint(),
         "dense model": fingerprint(dense),
-        "clusters": sha256_of(clusters.labels.numpy().tobytes()),
+        "clusters": clusters.fingerprint(),
     }
     with open_run(config.out, "train-experts", config, inputs) as run:
         if run.finished:

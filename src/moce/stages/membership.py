@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from moce.engine.files import sha256_of
 from moce.engine.randomness import uniform
 from moce.engine.runs import read_run
 from moce.errors import UserError
@@ -18,7 +19,7 @@ from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.weights import fingerprint
 
-CLUSTERS_FILE = "clusters.safetensors"
+CLUSTERS_FILE, LABELS_FILE = "clusters.safetensors", "labels.npy"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Clusters:
         """A cluster for every picture: an unreadable one has that of the picture that takes its place in training."""
         unreadable = (self.found < 0).nonzero().flatten().tolist()
         return self.found[readable_substitute(unreadable, len(self.found))]
+
+    def fingerprint(self) -> str:
+        """What tells these clusters of the pictures from others."""
+        return sha256_of(self.labels.numpy().tobytes())
 
     def shuffled(self, seed: int) -> "Clusters":
         """The same clusters dealt out to the readable pictures at random: every size stays, and nothing else."""
@@ -67,7 +72,8 @@ def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str
     """The clusters of a run folder; UserError when they are of another encoder or of other pictures."""
     info = read_run(folder, "cluster")
     info.result()
-    assigner = Assigner.load(info.path / CLUSTERS_FILE)
+    clusters = clusters_in(info.path)
+    assigner = clusters.assigner
     if assigner.encoder_fingerprint != fingerprint(dense):
         raise UserError(
             f"The clusters in {folder} are of another encoder; run `moce cluster` on this dense model."
@@ -76,10 +82,19 @@ def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str
         raise UserError(
             f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`."
         )
+    return clusters
+
+
+def found_in(folder: Path) -> Int64[Tensor, " pictures"]:
+    """The cluster of every picture as a run of `moce cluster` left it; UserError when it cannot be read."""
     try:
-        labels = torch.from_numpy(np.load(info.path / "labels.npy"))
+        return torch.from_numpy(np.load(folder / LABELS_FILE))
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{info.path / 'labels.npy'} cannot be read ({error}); run `moce cluster` again."
+            f"{folder / LABELS_FILE} cannot be read ({error}); run `moce cluster` again."
         ) from None
-    return Clusters(assigner, labels, info.path)
+
+
+def clusters_in(folder: Path) -> Clusters:
+    """The clusters of a run folder, of whatever encoder and pictures."""
+    return Clusters(Assigner.load(folder / CLUSTERS_FILE), found_in(folder), folder)

@@ -83,6 +83,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
         protocols=settings.protocols,
         seeds=seeds,
         images=settings.images,
+        start=dense,
         evaluate=settings.evaluate,
         method="",
         baseline=BASE,

@@ -1,10 +1,12 @@
 """The cells of a study: one JSON of `moce evaluate` each, with what it was made from.
 
     OUT/cells/ARM/TASK-PROTOCOL-seedK.json    evaluate's schema; `method` is the arm's name; and `study`: {arm, run (the
-                                              fingerprint of the run that was measured), method, options, cost}
+                                              fingerprint of the run that was measured), method, options, pictures,
+                                              seconds, cost}
 
-A cell is written whole and measured once. It is taken as it is while the run that it measured and the options that it
-was measured with are those of the study; else it is stale, which is said, and measured again. A cell carries what its
+A cell is written whole and measured once. It is taken as it is while the run that it measured, the options that it was
+measured with and the task's pictures are those of the study; else it is stale, which is said, and measured again. A
+cell of an older version does not say of which pictures it is, and counts. A cell carries what its
 run cost, so that cells alone, copied together from several machines, make up a study.
 """
 
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from moce.config import EvaluateConfig, changed_method_options, resolve
-from moce.engine.files import read_json, sha256_of
-from moce.engine.runs import RESULT
+from moce.engine.files import read_json
+from moce.engine.runs import RESULT, read_run
 from moce.errors import UserError
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.table import is_evaluation
 
-LABELS = "labels.npy"  # of clusters, which have no fingerprint of their own
+CLASSIFYING = ("knn", "linear", "finetune")  # protocols whose tasks are classes of whole pictures
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,21 @@ def identity(stage: Stage) -> str | None:
     result = read_json(folder / RESULT)
     if isinstance(result, dict) and "fingerprint" in result:
         return str(result["fingerprint"])
-    if (folder / LABELS).is_file():
-        return sha256_of((folder / LABELS).read_bytes())
+    from moce.stages.membership import LABELS_FILE, clusters_in
+
+    if (folder / LABELS_FILE).is_file():  # clusters have no fingerprint in their result
+        return clusters_in(folder).fingerprint()
     raise UserError(
         f"{folder / RESULT} does not say which model it is of; make the run again with --overwrite."
     )
 
 
-def cost_of(stage: Stage) -> dict[str, Any]:
-    """Seconds of a run and of the clusters that it reads; parameters, active ones and FLOPs of a forward pass."""
+def cost_of(stage: Stage, start: Stage | None = None) -> dict[str, Any]:
+    """Seconds of a run, of the clusters that it reads and of the model before; sizes and FLOPs of a forward pass.
+
+    `start` is the dense model that the arms begin with: its training is `dense_seconds`, and nothing comes after.
+    What nobody knows, as of weights from elsewhere, is not in it or None.
+    """
     path = Path(stage.path) / RESULT
     if not path.is_file():
         return {}
@@ -59,21 +68,28 @@ def cost_of(stage: Stage) -> dict[str, Any]:
     names = ("parameters", "active_parameters", "flops_per_image", "images")
     known = {name: result[name] for name in names if result.get(name) is not None}
     known.setdefault("active_parameters", known.get("parameters"))
-    if result.get("verb") == "pretrain":  # nothing comes after the dense model
-        return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": seconds_of(stage)}
-    known["seconds"] = seconds_of(stage)
-    reads = stage.options.get("gate", "cluster") in ("cluster", "sdr") or stage.options.get("only_clusters")
-    clusters = stage.needs.get("clusters")
-    known["cluster_seconds"] = seconds_of(clusters) if clusters is not None and reads else 0.0
-    dense = stage.needs.get("mae")
-    known["dense_seconds"] = seconds_of(dense) if dense is not None else 0.0
-    return known
+    own, verb = seconds_of(stage.path), result.get("verb")
+    if verb == "pretrain" and start is not None and stage.path == start.path:
+        return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": own}
+    if verb not in ("pretrain", "train-experts"):
+        return known
+    options = {**read_run(stage.path).config, **{name: one.path for name, one in stage.needs.items()}}
+    if verb == "pretrain":
+        before = None if options.get("init") else 0.0  # of what it began with nobody knows the cost
+        return {**known, "seconds": own, "cluster_seconds": 0.0, "dense_seconds": before}
+    reads = options.get("gate", "cluster") in ("cluster", "sdr") or options.get("only_clusters")
+    return {
+        **known,
+        "seconds": own,
+        "cluster_seconds": seconds_of(options.get("clusters")) if reads else 0.0,
+        "dense_seconds": seconds_of(options.get("mae")),
+    }
 
 
-def seconds_of(stage: Stage) -> float | None:
-    """What a finished run took."""
-    path = Path(stage.path) / RESULT
-    seconds = read_json(path).get("seconds") if path.is_file() else None
+def seconds_of(folder: str | None) -> float | None:
+    """What a finished run took; None where it does not lie there."""
+    path = None if folder is None else Path(folder) / RESULT
+    seconds = read_json(path).get("seconds") if path is not None and path.is_file() else None
     return sum(seconds.values()) if isinstance(seconds, dict) else seconds
 
 
@@ -84,7 +100,7 @@ def evaluate_options(plan: Plan, cell: Cell) -> dict[str, Any] | Waits:
         options["strategy"] = cell.arm.strategy
     chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
     if cell.protocol == "finetune" and chooser is not None and chooser is not cell.arm:
-        first = Cell(chooser, cell.task, cell.protocol, chooser.seeds(cell.protocol)[0])
+        first = Cell(chooser, cell.task, cell.protocol, cell.seed)
         content = read_cell(plan.out / "cells" / first.file)
         if content is None:
             return Waits(first)
@@ -114,12 +130,35 @@ def method_options(options: Mapping[str, Any], protocol: str) -> dict[str, Any]:
     return json.loads(json.dumps({name: getattr(config, name) for name in kept}))
 
 
+def fingerprints(task: str, data_root: str | None) -> dict[str, str | None]:
+    """What tells the pictures of a task's splits from others; empty where they do not lie here."""
+    from moce.images.tasks import open_task
+
+    try:
+        found = open_task(task, data_root)
+    except UserError:
+        return {}
+    splits = {"train": found.train, "val": found.val, "test": found.test}
+    return {name: None if source is None else source.fingerprint() for name, source in splits.items()}
+
+
+def other_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How the pictures of a cell differ from those of the study; by their names where one of both has no others."""
+    splits = [name for name in SPLITS if name in before and name in now]
+    for name in splits or ("task", "data_root"):
+        if before.get(name) != now.get(name):
+            said = f"{name} was {before.get(name)} and is now {now.get(name)}"
+            return f"the {name} pictures of its task are others now" if splits else said
+    return None
+
+
 class Cells:
     """The cells of a plan as they lie on disk."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.folder = plan, plan.out / "cells"
         self._runs: dict[str, str] = {}  # by path; what is not known yet may be any time
+        self._pictures: dict[str, dict[str, str | None]] = {}  # by task
 
     def path(self, cell: Cell) -> Path:
         """Where a cell lies."""
@@ -145,6 +184,15 @@ class Cells:
         """What lies in a cell's place."""
         return read_cell(self.path(cell))
 
+    def pictures(self, cell: Cell) -> dict[str, Any]:
+        """{task, data_root} as they are spelled, and {train, val, test} of classes of whole pictures that lie here."""
+        named = {"task": cell.task, "data_root": self.plan.data_root}
+        if cell.protocol not in CLASSIFYING:
+            return named
+        if cell.task not in self._pictures:
+            self._pictures[cell.task] = fingerprints(cell.task, self.plan.data_root)
+        return {**named, **self._pictures[cell.task]}
+
     def made_anew(self, stage: Stage) -> None:
         """A run was finished: look again which one it is."""
         self._runs.pop(stage.path, None)
@@ -154,6 +202,9 @@ class Cells:
         run = self.run_of(cell.arm, cell.seed)
         if content["study"].get("run") != run:
             return "it measured another run than the one that is there now"
+        known = content["study"].get("pictures")
+        if known and (why := other_pictures(known, self.pictures(cell))):
+            return why
         options = evaluate_options(self.plan, cell)
         if isinstance(options, Waits):
             return None  # the learning rate was chosen where that other cell lies
@@ -193,7 +244,6 @@ def stage_is_done(stage: Stage) -> bool:
     Only looks at small files; where it is False the verb itself says what differs.
     """
     from moce.__main__ import CONFIGS
-    from moce.engine.runs import read_run
 
     if stage.verb is None:
         return True
@@ -203,5 +253,8 @@ def stage_is_done(stage: Stage) -> bool:
     config = resolve(CONFIGS[stage.verb], stage.arguments())
     if changed_method_options(info.config, config) or info.config.get("images") != config.images:
         return False
-    dense = stage.needs.get("mae") or stage.needs.get("enc")
-    return dense is None or info.inputs.get("dense model") == identity(dense)
+    dense, clusters = stage.needs.get("mae") or stage.needs.get("enc"), stage.needs.get("clusters")
+    if dense is not None and info.inputs.get("dense model") != identity(dense):
+        return False
+    # Where the clusters do not lie there any more nothing says that they were others.
+    return clusters is None or identity(clusters) in (None, info.inputs.get("clusters"))

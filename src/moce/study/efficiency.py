@@ -22,9 +22,9 @@ import torch
 
 from moce.config import BenchConfig, StudyConfig, given, resolve, speed
 from moce.engine.devices import pick_device
-from moce.engine.files import read_json, write_json, write_whole
+from moce.engine.files import held, read_json, write_json, write_whole
 from moce.engine.progress import say, track
-from moce.engine.runs import RESULT, source_commit
+from moce.engine.runs import RESULT, read_run, source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.reading import forget
 from moce.model.weights import read_header
@@ -107,7 +107,7 @@ KEYS = (
 def carry_out(config: StudyConfig) -> dict[str, Any]:
     """Measure what is not measured yet; leaves OUT/cells, OUT/result.json and OUT/table.md.
 
-    Returns {verb, kind, out, finished, machine, rows, notes, left_out, seconds, commit}.
+    Returns {verb, kind, out, finished, machines, rows, notes, left_out, seconds, commit}.
     """
     options = options_of(config)
     out = Path(config.out)
@@ -115,7 +115,8 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     if config.seeds is not None:
         say("--seeds is not used: what is timed are steps, whose time no seed changes", config.quiet)
     budget = Budget(config.budget_minutes)
-    found = measured(options, out, budget, config.quiet)
+    with held(out / ".lock", wait=False):  # two at a time would time each other
+        found = measured(options, out, budget, config.quiet)
     result = {
         "verb": "study",
         "schema": 1,
@@ -157,13 +158,13 @@ def options_of(config: StudyConfig) -> EfficiencyOptions:
 
 
 def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
-    """{num_parts, machine, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
+    """{num_parts, machines, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
 
     What is not begun when the budget is used up is in `left_out`.
     """
     device = pick_device(options.device)
     left_out: list[str] = []
-    parts: list[dict[str, Any]] = []
+    parts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="moce-efficiency-") as folder:
         settings = settings_of(options, device, Path(folder))
         for setting in settings:
@@ -173,7 +174,7 @@ def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool)
                 if part == "search" and options.moce is not None and setting is not settings[0]:
                     continue  # it is in that run, whatever the setting
                 if file.is_file() and (there := read_json(file))["options"] == about:
-                    parts.append(there)
+                    parts[f"{setting.model}: {part}"] = there
                     continue
                 try:
                     budget.require()
@@ -182,25 +183,34 @@ def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool)
                     continue
                 say(f"{setting.model}: {part}", quiet)
                 found = MEASURE[part](setting, options, quiet)
-                parts.append({"options": about, "machine": machine(device), "rows": found})
-                write_json(file, parts[-1])
+                measured_now = {"options": about, "machine": machine(device), "rows": found}
+                write_json(file, measured_now)
+                parts[f"{setting.model}: {part}"] = measured_now
                 forget()
                 gc.collect()
     return {
         "num_parts": len(parts),
-        "machine": parts[-1]["machine"] if parts else machine(device),
-        "rows": [row for part in parts for row in part["rows"]],
+        "machines": {name: part["machine"] for name, part in parts.items()},
+        "rows": [row for part in parts.values() for row in part["rows"]],
         "notes": [*NOTES, QUICK] if options.quick else list(NOTES),
         "left_out": left_out,
     }
 
 
 def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:
-    """What makes a part another measurement: its options, and the machine."""
+    """What makes a part another measurement: its options, the run that is searched in, and the machine."""
     names = ["repeats", "batch_size", "precision", "seed", "quick"]
     names += ["moce", "task", "data_root"] if part == "search" else []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    here = {"device": str(device), "gpu": gpu, "cores": os.cpu_count(), "torch": torch.__version__}
+    here = {
+        "device": str(device),
+        "gpu": gpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if part == "search" and options.moce is not None:
+        here["run"] = read_run(options.moce, "train-experts").result()["fingerprint"]
     return {**{name: getattr(options, name) for name in names}, **here}
 
 

@@ -25,14 +25,14 @@ def forest_axis(reach: float) -> Markup:
     )
 
 
-def forest_row(differences: Sequence[tuple[int, float, Interval]], reach: float, said: str) -> Markup:
-    """Differences (colour, value, interval) as dots with whiskers around 0; one that leaves out 0 is filled."""
+def forest_row(differences: Sequence[tuple[int, float, Interval, bool]], reach: float, said: str) -> Markup:
+    """Differences (colour, value, interval, whether it is filled) as dots with whiskers around 0."""
     high = FOREST_STEP * max(len(differences), 1) + 4
     middle = _across(0, reach)
     parts = [f'<line class="axis" x1="{middle}" x2="{middle}" y1="0" y2="{high}"/>']
-    for row, (number, value, (low, top)) in enumerate(differences):
+    for row, (number, value, (low, top), full) in enumerate(differences):
         y, paint = 2 + FOREST_STEP * (row + 0.5), colour(number)
-        filled = paint if not low <= 0 <= top else "var(--card)"
+        filled = paint if full else "var(--card)"
         parts.append(
             f'<line x1="{_across(low, reach):.1f}" x2="{_across(top, reach):.1f}" y1="{y}" y2="{y}" '
             f'style="stroke:{paint};stroke-width:1.6"/>'

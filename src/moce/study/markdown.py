@@ -3,6 +3,8 @@
 from typing import Any
 
 from moce.engine.progress import clock
+from moce.study.pairs import CHANCE
+from moce.study.plan import BOUNDS
 from moce.study.summary import FITS
 from moce.study.table import percent
 
@@ -36,7 +38,7 @@ def opening(result: dict[str, Any]) -> list[str]:
             f"**Primary endpoint** ({primary['protocol']}, mean of {primary['tasks']} tasks): {said(primary)}",
         ]
         each = ", ".join(f"seed {seed}: {signed(value)}" for seed, value in primary["seeds"].items())
-        lines[-1] += f" Every seed: {each}."
+        lines[-1] += f" {CHANCE} Every seed: {each}{deviation(primary)}."
     return lines
 
 
@@ -45,14 +47,32 @@ def said(found: dict[str, Any]) -> str:
     text = f"{found['arm']} − {found['against']} = {signed(found['value'])} points"
     if found["pictures"]:
         text += f" (95 % interval {between(found['pictures'])}, tasks fixed, test pictures drawn again)"
+    if found["not_resampled"]:
+        text += f", where {not_resampled(found['not_resampled'])}"
     return text + "."
+
+
+def not_resampled(tasks: list[str]) -> str:
+    """What intervals do not know of these tasks."""
+    return f"the metric of {', '.join(tasks)} is no mean over pictures, which are not drawn again there"
+
+
+def deviation(found: dict[str, Any]) -> str:
+    """' (standard deviation 0.62)' of several seeds; '' of one."""
+    own = found.get("seed_deviation")
+    return "" if own is None else f" (standard deviation {100 * own:.2f})"
+
+
+def references_of(result: dict[str, Any]) -> dict[str, str]:
+    """Arms that are no methods, and what they are instead."""
+    return {arm["name"]: BOUNDS[arm["strategy"]] for arm in result["arms"] if arm["bound"]}
 
 
 def score_table(result: dict[str, Any], protocol: str) -> list[str]:
     """Tasks by arms in per cent, mean of the seeds; below, means, ranks and wins."""
-    found, bounds = result["tables"][protocol], {a["name"] for a in result["arms"] if a["bound"]}
+    found, references = result["tables"][protocol], references_of(result)
     names = list(found["mean"])
-    heads = [f"{name} (bound)" if name in bounds else name for name in names]
+    heads = [f"{name} (reference: {references[name]})" if name in references else name for name in names]
     lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names)]
     for task, row in found["values"].items():
         shown = {name: percent(row[name]["mean"]) for name in names if name in row}
@@ -89,12 +109,15 @@ def difference_table(result: dict[str, Any], protocol: str) -> list[str]:
             between(ends) if ends else "–" for ends in (found["pictures"], found["pictures_and_tasks"])
         )
         name = f"{found['arm']} − {found['against']}"
-        lines.append(f"| {name} | {found['tasks']} | {signed(found['value'])} | {one} | {other} | {each} |")
+        lines.append(
+            f"| {name} | {found['tasks']} | {signed(found['value'])} | {one} | {other} | {each}{deviation(found)} |"
+        )
         notes |= set(found["not_resampled"])
+    lines += ["", CHANCE]
     if notes:
         lines += [
             "",
-            f"{', '.join(sorted(notes))}: its metric is no mean over pictures, so only tasks are drawn again.",
+            f"Among these, {not_resampled(sorted(notes))}.",
         ]
     return lines
 
@@ -130,14 +153,14 @@ def cost_table(result: dict[str, Any]) -> list[str]:
     """Parameters, FLOPs and seconds of every arm."""
     lines = [
         "Parameters and FLOPs of a masked forward pass on one picture in training; seconds of one seed's training "
-        "beyond the dense model, and of the clusters that it needs.",
+        "beyond the dense model, and of the clusters that it needs. – is not known.",
         "",
         "| arm | parameters | active | FLOPs | seconds | with clusters | dense model before |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for arm in result["arms"]:
         own, clusters, dense = (arm[n] for n in ("seconds", "cluster_seconds", "dense_seconds"))
-        times = [own, None if own is None else own + (clusters or 0), dense]
+        times = [own, None if None in (own, clusters) else own + clusters, dense]
         cells = [
             arm["name"],
             *(count(arm[n]) for n in ("parameters", "active_parameters", "flops_per_image")),

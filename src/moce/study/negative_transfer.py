@@ -198,16 +198,22 @@ def of_halves(
     if not shared:
         return None
     chosen = {task: better_half(plan, measured, task, protocol, way) for task in shared}
-    best = Pair("the better half", ALL, [by_task[chosen[task][0]][task] for task in shared])
+    halves = {task: half for task, half in chosen.items() if half is not None}
+    whole = len(halves) == len(shared)
+    best = (
+        Pair("the better half", ALL, [by_task[half][task] for task, half in halves.items()])
+        if halves
+        else None
+    )
     said = {half: pair.summary()["per_task"] for half, pair in there.items()}
-    of_best = best.summary()
+    of_best = best.summary() if best is not None else {"per_task": {}}
     tasks = [
         {
             "task": task,
             **{half: said[half][task] for half in HALVES},
-            "better": chosen[task][0],
-            "chosen_on": chosen[task][1],
-            "improvement": of_best["per_task"][task],
+            "better": chosen[task],
+            "chosen_on": "val" if chosen[task] else None,
+            "improvement": of_best["per_task"].get(task),
         }
         for task in shared
     ]
@@ -215,20 +221,23 @@ def of_halves(
         "protocol": protocol,
         "equal": way,
         "tasks": tasks,
-        "better_half": {name: value for name, value in of_best.items() if name != "per_task"},
-        "improved": sum(row["improvement"]["value"] > 0 for row in tasks),
+        "better_half": {name: value for name, value in of_best.items() if name != "per_task"}
+        if whole
+        else None,
+        "improved": sum(row["improvement"]["value"] > 0 for row in tasks) if whole else None,
         "separable": {
             "better": sum(above(row["improvement"]["pictures"]) for row in tasks),
             "worse": sum(below(row["improvement"]["pictures"]) for row in tasks),
-        },
+        }
+        if whole
+        else None,
         "either": sum(max(row[half]["value"] for half in HALVES) > 0 for row in tasks),
     }
 
 
-def better_half(plan: Plan, measured: Measured, task: str, protocol: str, way: str) -> tuple[str, str]:
-    """(the half whose model validation prefers, "val"); where nothing was chosen on validation, what test prefers."""
+def better_half(plan: Plan, measured: Measured, task: str, protocol: str, way: str) -> str | None:
+    """The half whose model validation prefers; None where nothing was chosen on validation."""
     scores: dict[str, list[float]] = {}
-    tests: dict[str, float] = {}
     for half in HALVES:
         own = plan.arm(arm_name(half, way))
         assert own is not None
@@ -236,11 +245,10 @@ def better_half(plan: Plan, measured: Measured, task: str, protocol: str, way: s
         scores[half] = [
             c["settings"]["val_score"] for c in cells if c["settings"].get("val_score") is not None
         ]
-        tests[half] = sum(c["value"] for c in cells) / len(cells)
-    if all(scores.values()):
-        means = {half: sum(own) / len(own) for half, own in scores.items()}
-        return max(HALVES, key=lambda half: means[half]), "val"
-    return max(HALVES, key=lambda half: tests[half]), "test"
+    if not all(scores.values()):
+        return None  # by the test pictures the better of two would seem better than it is
+    means = {half: sum(own) / len(own) for half, own in scores.items()}
+    return max(HALVES, key=lambda half: means[half])
 
 
 def above(interval: Any) -> bool:

@@ -14,8 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-DETERMINISTIC = ("knn", "linear")  # protocols in which the seed changes nothing
-BOUNDS = ("oracle", "random")  # strategies that bound what a choice can gain; neither is a method
+PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but which few shots are drawn
+# Strategies that a choice is compared with, and that are none. They bound nothing: the best on validation need not be
+# the best on test, and one that was drawn at random may be better than any choice.
+BOUNDS = {"oracle": "best on validation", "random": "one drawn at random"}
+# Options of train-experts by which an arm would see other pictures, or in another order.
+PICTURES = ("epochs", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
 
 
 def slug(name: str) -> str:
@@ -63,18 +67,13 @@ class Arm:
 
     @property
     def bound(self) -> bool:
-        """Whether it bounds what a choice of sub-models can gain, and is no method."""
+        """Whether it is a reference for the choice of sub-models, and no method."""
         return self.strategy in BOUNDS
 
     @property
     def seedless(self) -> bool:
         """Whether one model serves all seeds."""
         return len({stage.path for stage in self.models.values()}) == 1
-
-    def seeds(self, protocol: str) -> list[int]:
-        """The seeds that are worth measuring: one, where another would give the same number."""
-        same = self.seedless and protocol in DETERMINISTIC and self.strategy != "random"
-        return list(self.models)[: 1 if same else None]
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ class Plan:
     protocols: list[str]
     seeds: list[int]
     images: str = ""  # the pre-training pictures, for people
+    start: Stage | None = None  # the dense model that arms are trained on from, where there is one
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
@@ -122,6 +122,19 @@ class Plan:
         """The arm of that name."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
+    def as_it_is(self, arm: Arm) -> str | None:
+        """What an arm measures that no verb of this study makes, a folder or a name; not the dense model."""
+        stage = next(iter(arm.models.values()))
+        return None if stage.verb is not None or stage is self.start else stage.path
+
+    @property
+    def alike(self) -> bool:
+        """Whether all arms are the dense model, or it trained on with the same pictures in the same order."""
+        trained = [arm for arm in self.arms if next(iter(arm.models.values())) is not self.start]
+        stages = [stage for arm in trained for stage in arm.models.values()]
+        same = all(s.verb == "train-experts" and s.needs.get("mae") is self.start for s in stages)
+        return same and not any(name in arm.options for arm in trained for name in PICTURES)
+
     def cells(self) -> list[Cell]:
         """All of them, in the order in which they are made: the first seed first, what shares features together."""
         found = [
@@ -130,14 +143,20 @@ class Plan:
             for arm in self.arms
             for task in self.tasks
             for protocol in self.protocols
-            if self.measured(arm, protocol) and seed in arm.seeds(protocol)
+            if self.measured(arm, protocol) and seed in self.seeds_of(arm, protocol)
         ]
         first = self.lr_from
         return found if first is None else sorted(found, key=lambda c: (c.seed, c.arm.name != first))
 
+    def seeds_of(self, arm: Arm, protocol: str) -> list[int]:
+        """The seeds that are worth measuring: one, where another would give the same number."""
+        drawn = self.evaluate.get(protocol, {}).get("shots") is not None or arm.strategy == "random"
+        same = arm.seedless and protocol in PROBES and not drawn
+        return list(arm.models)[: 1 if same else None]
+
     def measured(self, arm: Arm, protocol: str) -> bool:
-        """Whether an arm is measured by a protocol; bounds are only probed."""
-        if arm.bound and protocol not in DETERMINISTIC:
+        """Whether an arm is measured by a protocol; references are only probed."""
+        if arm.bound and protocol not in PROBES:
             return False
         return arm.protocols is None or protocol in arm.protocols
 

@@ -26,7 +26,7 @@ from moce.study.cells import (
     method_options,
     stage_is_done,
 )
-from moce.study.plan import DETERMINISTIC, Cell, Plan, Stage
+from moce.study.plan import PROBES, Cell, Plan, Stage
 from moce.study.table import percent
 
 
@@ -154,7 +154,7 @@ class Worker:
     def evaluated(self, cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
         """The content of a cell."""
         started = time.monotonic()
-        probe = cell.protocol in DETERMINISTIC  # seconds; what takes longer shows its progress
+        probe = cell.protocol in PROBES  # seconds; what takes longer shows its progress
         result = self._call(
             "evaluate",
             self.config.quiet or probe,
@@ -170,8 +170,9 @@ class Worker:
             "run": self.cells.run_of(cell.arm, cell.seed),
             "method": result["method"],
             "options": method_options(options, cell.protocol),
+            "pictures": self.cells.pictures(cell),
             "seconds": round(time.monotonic() - started, 3),
-            "cost": cost_of(cell.stage),
+            "cost": cost_of(cell.stage, self.plan.start),
         }
         return {**result, "method": cell.arm.name, "study": about}
 

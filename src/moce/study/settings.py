@@ -279,7 +279,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
         if key in content and content[key] not in names:
             hint = did_you_mean(content[key], names)
             raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
-    return Plan(
+    plan = Plan(
         kind=config.kind,
         out=out,
         arms=arms,
@@ -288,6 +288,21 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
         protocols=settings.protocols,
         seeds=seeds,
         images=settings.images,
+        start=dense,
         evaluate=settings.evaluate,
         **{key: content[key] for key in ("method", "baseline", "lr_from") if key in content},
+    )
+    require_chooser(plan, settings.where)
+    return plan
+
+
+def require_chooser(plan: Plan, where: str) -> None:
+    """UserError where the arm whose learning rate the others wait for is never fine-tuned."""
+    chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
+    if chooser is None or "finetune" not in plan.protocols or plan.measured(chooser, "finetune"):
+        return
+    why = "is a reference" if chooser.bound else "has other protocols"
+    raise UserError(
+        f"{where}: lr_from '{chooser.name}' {why} and is never fine-tuned, so the others would wait for ever; name "
+        "an arm that is."
     )

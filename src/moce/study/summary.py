@@ -42,7 +42,7 @@ class Measured:
             for r in self.results
             if (r["method"], r["task"], r["protocol"]) == (arm.name, task, protocol)
         }
-        if len(arm.seeds(protocol)) == 1 and found:
+        if len(self.plan.seeds_of(arm, protocol)) == 1 and found:
             return dict.fromkeys(self.plan.seeds, next(iter(found.values())))
         return found
 
@@ -75,7 +75,8 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
         "seeds": plan.seeds,
         "method": plan.method,
         "baseline": plan.baseline,
-        "arms": [arm_facts(arm, progress.results) for arm in plan.arms],
+        "arms": [arm_facts(plan, arm, progress.results) for arm in plan.arms],
+        "alike": plan.alike,
         "resamples": RESAMPLES,
         "tables": {protocol: table_facts(measured, protocol) for protocol in protocols},
         "differences": {protocol: [pair.summary() for pair in own] for protocol, own in pairs.items()},
@@ -106,10 +107,10 @@ def pairs_of(plan: Plan, measured: Measured, protocol: str) -> Iterable[Pair]:
             yield pair
 
 
-def arm_facts(arm: Arm, results: list[dict[str, Any]]) -> dict[str, Any]:
+def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, Any]:
     """What an arm is and costs, from its cells, or from its runs where there is no cell yet."""
     costs = [r["study"].get("cost", {}) for r in results if r["method"] == arm.name]
-    costs = costs or [cost_of(stage) for stage in arm.models.values()]
+    costs = costs or [cost_of(stage, plan.start) for stage in arm.models.values()]
     names = (
         "parameters",
         "active_parameters",
@@ -123,6 +124,7 @@ def arm_facts(arm: Arm, results: list[dict[str, Any]]) -> dict[str, Any]:
         "name": arm.name,
         "strategy": arm.strategy,
         "options": dict(arm.options),
+        "as_it_is": plan.as_it_is(arm),
         "bound": arm.bound,
         "runs": list(dict.fromkeys(Path(stage.path).name for stage in arm.models.values())),
         **{n: sum(values) / len(values) if values else None for n, values in mean.items()},
@@ -164,6 +166,7 @@ def primary(plan: Plan, differences: dict[str, Any]) -> dict[str, Any] | None:
                 "pictures_and_tasks",
                 "not_resampled",
                 "seeds",
+                "seed_deviation",
             )
             return {"protocol": PRIMARY, **{name: found[name] for name in kept}}
     return None

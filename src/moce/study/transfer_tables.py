@@ -3,6 +3,8 @@
 from typing import Any
 
 from moce.study.markdown import between, signed
+from moce.study.page.halves import verdict
+from moce.study.pairs import CHANCE
 
 
 def halves_tables(transfer: list[dict[str, Any]]) -> str:
@@ -15,16 +17,16 @@ def halves_tables(transfer: list[dict[str, Any]]) -> str:
         ]
         for row in found["tasks"]:
             halves = " | ".join(cell(row[half]) for half in ("A", "B"))
-            chosen = f"{row['better']} (by {row['chosen_on']})"
-            lines.append(f"| {row['task']} | {halves} | {chosen} | {cell(row['improvement'])} |")
-        apart, number = found["separable"], len(found["tasks"])
-        lines += [
-            "",
-            f"The better half's model is better than that of all pictures on {found['improved']} of {number} tasks "
-            f"(told from none: better on {apart['better']}, worse on {apart['worse']}), by "
-            f"{signed(found['better_half']['value'])} points on the mean. By the test pictures, which favours the "
-            f"larger of two, either half is better on {found['either']}.",
-        ]
+            chosen = f"{row['better']} (by val)" if row["better"] else "–"
+            gain = cell(row["improvement"]) if row["improvement"] else "–"
+            lines.append(f"| {row['task']} | {halves} | {chosen} | {gain} |")
+        lines += ["", verdict(found)]
+        if found["better_half"] is not None:
+            lines[-1] += (
+                f" Its mean is {signed(found['better_half']['value'])} points. By the test pictures, which favours the "
+                f"larger of two, either half is better on {found['either']}."
+            )
+        lines[-1] += f" {CHANCE}"
         blocks += ["", f"### {found['protocol']}, equal {found['equal']}", "", *lines]
     return "\n".join(["", "## Halves against all", *blocks, ""])
 
@@ -54,7 +56,7 @@ def factor_tables(differences: dict[str, Any], factors: list[dict[str, Any]]) ->
                         seeds,
                     ]
                     lines.append(f"| {' | '.join(cells)} |")
-        blocks += ["", f"### {protocol}", "", *lines]
+        blocks += ["", f"### {protocol}", "", *lines, "", CHANCE]
     return "\n".join(["", "## One factor at a time", *blocks, ""])
 
 

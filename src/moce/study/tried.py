@@ -1,28 +1,33 @@
 """Every configuration that was ever tried, one line each: what is reported is then seen beside what was not.
 
 A line is an arm, seed and protocol on a set of tasks, written when all its cells are there; a line whose run, strategy,
-protocol, seed and tasks are in the file already is not added again.
+protocol, seed, tasks, options of evaluation and pictures are in the file already is not added again.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moce.engine.files import write_whole
+from moce.config import resolve
+from moce.engine.files import held, sha256_of, write_whole
+from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
-from moce.study.plan import Plan, task_name
+from moce.study.cells import SPLITS
+from moce.study.plan import Arm, Plan, Stage, task_name
 from moce.study.runner import Progress
 from moce.study.summary import corpus
 
 COLUMNS = (
     "date", "commit", "study", "corpus", "arm", "options", "strategy", "seed", "protocol", "tasks", "val_score", "test",
-    "train_seconds", "fingerprint",
+    "train_seconds", "fingerprint", "evaluation", "data",
 )  # fmt: skip
-KEY = ("fingerprint", "strategy", "protocol", "seed", "tasks")
+KEY = ("fingerprint", "strategy", "protocol", "seed", "tasks", "evaluation", "data")
+EARLIER = COLUMNS[: COLUMNS.index("evaluation")]  # of files that an older version began
 
 
 def lines(plan: Plan, progress: Progress) -> Iterator[dict[str, str]]:
@@ -30,17 +35,17 @@ def lines(plan: Plan, progress: Progress) -> Iterator[dict[str, str]]:
     names = [task_name(task) for task in plan.tasks]
     for arm in plan.arms:
         for protocol in plan.protocols:
-            for seed in arm.seeds(protocol):
+            for seed in plan.seeds_of(arm, protocol):
                 own = {
                     r["task"]: r
                     for r in progress.results
                     if (r["method"], r["protocol"], r["seed"]) == (arm.name, protocol, seed)
                 }
                 if all(name in own for name in names):
-                    yield line(plan, arm.options, list(own.values()), seed)
+                    yield line(plan, arm, [own[name] for name in names], seed)
 
 
-def line(plan: Plan, options: Any, cells: list[dict[str, Any]], seed: int) -> dict[str, str]:
+def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[str, str]:
     """One line, from the cells of all tasks."""
     first = cells[0]
     scores = [cell["settings"].get("val_score") for cell in cells]
@@ -52,7 +57,7 @@ def line(plan: Plan, options: Any, cells: list[dict[str, Any]], seed: int) -> di
         "study": plan.kind,
         "corpus": corpus(plan),
         "arm": first["study"]["arm"],
-        "options": json.dumps(dict(options), sort_keys=True),
+        "options": as_json(training_options(arm.models[seed], arm.options)),
         "strategy": first["settings"].get("strategy", ""),
         "seed": seed,
         "protocol": first["protocol"],
@@ -62,12 +67,51 @@ def line(plan: Plan, options: Any, cells: list[dict[str, Any]], seed: int) -> di
         "test": f"{sum(cell['value'] for cell in cells) / len(cells):.5f}",
         "train_seconds": "" if cost.get("seconds") is None else f"{cost['seconds']:.1f}",
         "fingerprint": first["study"]["run"],
+        "evaluation": as_json(first["study"].get("options", {})),
+        "data": sha256_of(*(as_json(pictures_of(cell)) for cell in cells)),
     }
     return {name: str(value) for name, value in values.items()}
 
 
+def as_json(content: Any) -> str:
+    """One spelling for equal contents."""
+    return json.dumps(content, sort_keys=True)
+
+
+def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run that change its result and are not the defaults; of weights from elsewhere those of the arm."""
+    from moce.__main__ import CONFIGS
+
+    if stage.verb is not None:
+        verb, options = stage.verb, asdict(resolve(CONFIGS[stage.verb], stage.arguments()))
+    elif (Path(stage.path) / CONFIG).is_file() and (Path(stage.path) / RESULT).is_file():
+        run = read_run(stage.path)
+        verb, options = run.verb, run.config
+    else:
+        return dict(given)
+    own = [
+        f for f in fields(CONFIGS[verb]) if f.metadata["role"] == "method" and f.name != "seed"
+    ]  # a column
+    plain = {f.name: json.loads(json.dumps(f.default)) for f in own}
+    now = json.loads(json.dumps({name: options[name] for name in plain if name in options}))
+    return {name: value for name, value in now.items() if value != plain[name]}
+
+
+def pictures_of(cell: dict[str, Any]) -> Any:
+    """What tells a cell's pictures from others: their fingerprints, else what a cell has always said of them."""
+    said = ("num_train", "num_val", "num_test", "labels")
+    own = cell["study"].get("pictures", {})
+    known = {name: own[name] for name in SPLITS if name in own}
+    return [cell["task"], known or {name: cell.get(name) for name in said}]
+
+
 def add_to(path: Path, new: list[dict[str, str]]) -> int:
     """Add what is not there yet; how many lines that were. UserError for a file of other columns."""
+    with held(path.with_name(f".{path.name}.lock")):  # two studies may name one file
+        return _add(path, new)
+
+
+def _add(path: Path, new: list[dict[str, str]]) -> int:
     there = read(path)
     known = {tuple(row[name] for name in KEY) for row in there}
     added = []
@@ -94,6 +138,8 @@ def read(path: Path) -> list[dict[str, str]]:
         header, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}.") from None
+    if tuple(header) == EARLIER:
+        return [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
     if tuple(header) != COLUMNS:
         raise UserError(
             f"{path} has other columns than a list of what was tried; name another file for --tried."

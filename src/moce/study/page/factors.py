@@ -3,6 +3,7 @@
 from typing import Any
 
 from moce.study.gauges import forest_axis, forest_row
+from moce.study.pairs import CHANCE, stands_out
 
 
 def factor_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -33,7 +34,7 @@ def of_protocol(study: dict[str, Any], protocol: str) -> dict[str, Any] | None:
 
     def row(name: str) -> dict[str, Any]:
         pair = found[name]
-        drawn = [(0, pair["value"], tuple(pair["pictures"]))] if pair["pictures"] else []
+        drawn = [(0, pair["value"], tuple(pair["pictures"]), stands_out(pair))] if pair["pictures"] else []
         return {**pair, "drawn": forest_row(drawn, reach, f"{name}: points from the base") if drawn else None}
 
     factors = [
@@ -47,7 +48,6 @@ def of_protocol(study: dict[str, Any], protocol: str) -> dict[str, Any] | None:
         "shared": len(study["tables"][protocol]["shared"]),
         "factors": [factor for factor in factors if factor["rows"]],
         "asked": len(found),
-        "apart": sum(
-            bool(p["pictures"]) and not p["pictures"][0] <= 0 <= p["pictures"][1] for p in found.values()
-        ),
+        "apart": sum(map(stands_out, found.values())),
+        "chance": CHANCE,
     }

@@ -43,6 +43,11 @@ def verdict(found: dict[str, Any]) -> str:
     """A sentence for people."""
     number = len(found["tasks"])
     apart = found["separable"]
+    if apart is None:
+        return (
+            "No score on validation says of every task which half is the better one. By the test pictures, which "
+            f"favours the larger of two, either half is better on {found['either']} of {number} tasks."
+        )
     return (
         f"On {found['improved']} of {number} tasks the better half's model is better than that of all pictures "
         f"(told from none by the test pictures: better on {apart['better']}, worse on {apart['worse']})."

@@ -7,18 +7,22 @@ from markupsafe import Markup
 from moce.engine.progress import clock
 from moce.study.charts import dot_chart
 from moce.study.gauges import forest_axis, forest_row
-from moce.study.markdown import count
+from moce.study.markdown import count, not_resampled, references_of
+from moce.study.pairs import CHANCE, stands_out
 from moce.study.summary import FITS
 from moce.study.table import percent
 
 
 def study_section(result: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a study."""
+    fixed = (result["primary"] or {}).get("not_resampled")
     colours = {arm["name"]: number for number, arm in enumerate(result["arms"])}
     return {
         "result": result,
+        "primary_fixed": not_resampled(fixed) if fixed else None,
         "colours": colours,
-        "bounds": {arm["name"] for arm in result["arms"] if arm["bound"]},
+        "chance": CHANCE,
+        "references": references_of(result),
         "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
         "costs": [cost_row(arm) for arm in result["arms"]],
     }
@@ -27,6 +31,7 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
 def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]) -> dict[str, Any]:
     """Scores, differences to the baseline drawn task by task, differences in numbers, gain beside fit."""
     table, pairs = result["tables"][protocol], result["differences"][protocol]
+    fixed = sorted({task for pair in pairs for task in pair["not_resampled"]})
     drawn = [pair for pair in pairs if pair["against"] == result["baseline"]]
     ends = [own["pictures"] for pair in drawn for own in pair["per_task"].values() if own["pictures"]]
     reach = max((abs(end) for pair in ends for end in pair), default=0.0) or 0.01
@@ -36,7 +41,7 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         for pair in drawn:
             own = pair if task is None else pair["per_task"].get(task)
             if own and own["pictures"]:
-                rows.append((colours[pair["arm"]], own["value"], tuple(own["pictures"])))
+                rows.append((colours[pair["arm"]], own["value"], tuple(own["pictures"]), stands_out(own)))
         return forest_row(rows, reach, f"differences to {result['baseline']}") if rows else None
 
     return {
@@ -49,7 +54,8 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         "wins": table["wins"],
         "num_shared": len(table["shared"]),
         "axis": forest_axis(reach) if ends else None,
-        "pairs": pairs,
+        "pairs": [{**pair, "out": stands_out(pair)} for pair in pairs],
+        "not_resampled": not_resampled(fixed) if fixed else None,
         "gains": gain_part(result, protocol),
     }
 
@@ -93,5 +99,6 @@ def cost_row(arm: dict[str, Any]) -> dict[str, Any]:
     times = {name: arm[name] for name in ("seconds", "cluster_seconds", "dense_seconds")}
     sizes = {name: count(arm[name]) for name in ("parameters", "active_parameters", "flops_per_image")}
     said = {name: "–" if seconds is None else clock(seconds) for name, seconds in times.items()}
-    options = ", ".join(f"{name} {value}" for name, value in arm["options"].items()) or "the dense model"
-    return {"name": arm["name"], "options": options, "strategy": arm["strategy"], **sizes, **said}
+    options = ", ".join(f"{name} {value}" for name, value in arm["options"].items())
+    other = f"as it is: {arm['as_it_is']}" if arm.get("as_it_is") else "the dense model"
+    return {"name": arm["name"], "options": options or other, "strategy": arm["strategy"], **sizes, **said}
