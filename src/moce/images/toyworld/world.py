@@ -123,8 +123,8 @@ class ToyWorld:
         if alone or multiprocessing.current_process().daemon:
             yield from ((start, self._draw_part(start)) for start in starts)
             return
-        # SIGTERM ends them, also one that has not begun when the last picture arrives: it is held back until a handler of
-        # this process, inherited, is gone, which might run where what it raises is ignored (in a hook of the fork).
+        # SIGTERM ends them, also one that has not begun when the last picture arrives: it is held back until a handler
+        # of this process, inherited, is gone, which might run where what it raises is ignored (a hook of the fork).
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             with warnings.catch_warnings():
