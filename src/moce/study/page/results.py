@@ -16,12 +16,12 @@ def result_section(table: Table) -> dict[str, Any]:
     colours = {method: number for number, method in enumerate(table.methods)}
 
     def drawn(task: str | None) -> Markup | None:
-        rows = [
-            (colours[m], table.difference(task, m), table.difference_interval(task, m))
-            for m in rivals
-            if table.difference_interval(task, m) is not None
-        ]
-        return forest_row(rows, reach, f"differences to {table.baseline}") if rows else None  # type: ignore[arg-type]
+        rows = []
+        for rival in rivals:
+            value, ends = table.difference(task, rival), table.difference_interval(task, rival)
+            if value is not None and ends is not None:
+                rows.append((colours[rival], value, ends, table.separable(task, rival)))
+        return forest_row(rows, reach, f"differences to {table.baseline}") if rows else None
 
     asked = [(task, m) for task in table.tasks for m in rivals if table.difference_interval(task, m)]
     return {
