@@ -206,7 +206,7 @@ class ClusterConfig(Distributed):
     )
 
 
-GATE_OPTIONS = ("gate_noise", "gate_lr", "output_scale")  # of any gate that learns
+GATE_OPTIONS = ("expert_lr", "gate_noise", "gate_lr", "output_scale")  # of any gate that learns
 CLUSTER_GATE_OPTIONS = ("imbalance", "gate_start", "embedding")  # of one that reads clusters
 
 
@@ -235,6 +235,12 @@ class ExpertsConfig(Training):
     )
     distill: float = method(
         1.0, "weight of the distance to the dense model's features (existence R, form L)", at_least=0
+    )
+    expert_lr: float = method(
+        1.0,
+        "factor of the learning rate of the experts' weights: each sees a part of the pictures only (1 M; 0.5 is the "
+        "square root of a quarter)",
+        above=0,
     )
     gate_noise: float = method(
         1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)", at_least=0

@@ -36,7 +36,7 @@ def test_decay_goes_by_name_not_by_dimensions() -> None:
 def test_frozen_parameters_are_in_no_group() -> None:
     module = nn.Linear(3, 2)
     module.bias.requires_grad = False
-    decayed, plain = parameter_groups(module, 1e-3, 0.05)
+    decayed, plain = parameter_groups(module.named_parameters(), 1e-3, 0.05)
     assert len(decayed["params"]) == 1 and plain["params"] == []
 
 

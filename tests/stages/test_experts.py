@@ -87,13 +87,16 @@ def test_every_part_reaches_the_gate_and_nothing_reaches_the_teacher() -> None:
         assert all(p.grad is None for p in dense.parameters())
 
 
-def test_gates_are_a_group_of_their_own() -> None:
+def test_experts_and_gates_have_rates_of_their_own() -> None:
     model, dense = experts("cluster")
-    options = config(gate_lr=0.01, base_lr=2e-3, batch_size=32)
+    options = config(gate_lr=0.01, expert_lr=0.5, base_lr=2e-3, batch_size=32)
     groups = ExpertsObjective(model, dense, options).parameter_groups(options)
-    assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.0]
-    assert groups[2]["peak_lr"] == 0.01
-    assert groups[2]["params"] == [model.gate.weight_LED] and groups[0]["peak_lr"] == pytest.approx(2.5e-4)
+    assert [g["weight_decay"] for g in groups] == [0.05, 0.0, 0.05, 0.0, 0.0]
+    assert [g["peak_lr"] for g in groups] == pytest.approx([2.5e-4, 2.5e-4, 1.25e-4, 1.25e-4, 0.01])
+    assert groups[4]["params"] == [model.gate.weight_LED]
+    names = {id(p): name.rsplit(".", 1)[-1] for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in groups[2]["params"]} == {"w1_EDF", "w2_EFD"}
+    assert {names[id(p)] for p in groups[3]["params"]} == {"b1_EF", "b2_ED"}
     grouped = [id(p) for g in groups for p in g["params"]]
     assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in model.parameters())
 

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -82,11 +82,13 @@ def without_decay(name: str) -> bool:
     return biases or any(p.startswith(("norm", "cls", "pos", "gate")) for p in parts)
 
 
-def parameter_groups(module: nn.Module, peak_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups, with and without weight decay."""
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], peak_lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Trainable ones of these parameters in two groups, with and without weight decay."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
+    for name, parameter in named:
         if parameter.requires_grad:
             (plain if without_decay(name) else decayed).append(parameter)
     return [

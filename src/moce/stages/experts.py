@@ -38,6 +38,7 @@ from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import (
     ClusterRouter,
     ExpertAutoencoder,
+    ExpertMLPs,
     TokenRouter,
     expected_choices,
     imbalance_loss,
@@ -202,18 +203,22 @@ class ExpertsObjective(nn.Module):
         }
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
-        """The model's two groups, and the gates at a learning rate of their own."""
+        """The model's two groups; the experts and the gates at learning rates of their own."""
         peak = config.base_lr * config.batch_size / 256
         if not isinstance(self.trained, ExpertAutoencoder):
-            return parameter_groups(self.trained, peak, config.weight_decay)
+            return parameter_groups(self.trained.named_parameters(), peak, config.weight_decay)
         gates = list(self.trained.gate.parameters())
-        for gate in gates:
-            gate.requires_grad = False
-        groups = parameter_groups(self.trained, peak, config.weight_decay)
-        for gate in gates:
-            gate.requires_grad = True
-        own = {"params": gates, "weight_decay": 0.0, "peak_lr": self.config.gate_lr}
-        return [*groups, own] if gates else groups
+        experts = {id(p) for m in self.trained.modules() if isinstance(m, ExpertMLPs) for p in m.parameters()}
+        apart = experts | {id(p) for p in gates}
+        named = list(self.trained.named_parameters())
+        groups = [
+            *parameter_groups((n for n in named if id(n[1]) not in apart), peak, config.weight_decay),
+            *parameter_groups(
+                (n for n in named if id(n[1]) in experts), peak * self.config.expert_lr, config.weight_decay
+            ),
+            {"params": gates, "weight_decay": 0.0, "peak_lr": self.config.gate_lr},
+        ]
+        return [group for group in groups if group["params"]]
 
     def parts(self) -> list[nn.Module]:
         """Attention and MLPs of the model, and of the one that it is distilled from."""

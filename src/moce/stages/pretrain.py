@@ -44,7 +44,9 @@ class DenseObjective(nn.Module):
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """AdamW's groups at the peak of base_lr * batch / 256."""
-        return parameter_groups(self.trained, config.base_lr * config.batch_size / 256, config.weight_decay)
+        return parameter_groups(
+            self.trained.named_parameters(), config.base_lr * config.batch_size / 256, config.weight_decay
+        )
 
     def parts(self) -> list[nn.Module]:
         """Attention and MLPs."""

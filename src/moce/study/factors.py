@@ -95,6 +95,7 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
     "experts": ("experts in each layer", times("num_experts", 0.25, 0.5, 2)),
     "clusters": ("clusters", times("num_clusters", 0.25, 0.5, 2)),
     "layers": ("blocks whose MLP becomes experts", other_layers),
+    "expert rate": ("factor of the experts' learning rate", times("expert_lr", 0.5)),
     "balance": ("weight of the balance over experts", times("balance", 0, 10)),
     "imbalance": ("weight of the loss that makes a cluster's choice sharp", times("imbalance", 0, 10)),
     "distillation": (
