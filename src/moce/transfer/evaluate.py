@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from moce.config import EvaluateConfig, pair, verb
-from moce.engine.devices import peak_rss_bytes, pick_device
+from moce.engine.devices import pick_device
 from moce.engine.progress import clock, say, track
-from moce.engine.runs import source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import survey
 from moce.images.sources import Source
@@ -20,9 +19,9 @@ from moce.transfer.finetune import LONG, Recipe, finetune
 from moce.transfer.metrics import images_per_class, listed, per_class, score, scorer
 from moce.transfer.pictures import Joined, Pictures, labelled
 from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
+from moce.transfer.results import ending, heading, strategy_named
 from moce.transfer.submodels import BY_LABELS, open_submodels
 
-SCHEMA = 1
 PROTOCOLS = ("knn", "linear", "finetune", "detect", "segment")
 ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures
 
@@ -173,12 +172,7 @@ def evaluate_task(
         outcome = probed(task, protocol, train, val, tested, config)
         counts = {"num_train": len(train.labels), "num_val": len(val.labels)}
     return {
-        "schema": SCHEMA,
-        "model": config.model,
-        "model_fingerprint": encoder.fingerprint,
-        "method": encoder.method,
-        "task": task.name,
-        "protocol": protocol,
+        **heading(config, encoder, task.name, protocol),
         "metric": task.metric,
         "value": score(task.metric, outcome.predictions, outcome.labels, task.num_classes),
         "per_class": listed(per_class(outcome.predictions, outcome.labels, task.num_classes)),
@@ -197,11 +191,7 @@ def evaluate_task(
             "interpolation": encoder.interpolation,
         },
         "chosen_on": chosen_on(task, protocol),
-        "seconds": round(time.perf_counter() - start, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "commit": source_commit(),
-        "torch": torch.__version__,
-        **encoder.about,
+        **ending(encoder, time.perf_counter() - start),
     }
 
 
@@ -230,12 +220,6 @@ def answers(task: Task, test: Pictures, outcome: Outcome) -> dict[str, list[Any]
     predicted, labels = (torch.full((len(test.source),), -1) for _ in range(2))
     predicted[test.was_read], labels[test.was_read] = outcome.predictions, outcome.labels
     return {"predicted": predicted.tolist(), "labels": labels.tolist()}
-
-
-def strategy_named(encoder: Encoder) -> dict[str, str]:
-    """How the sub-model was chosen, where there were several."""
-    choice = encoder.about.get("choice", {})
-    return {"strategy": choice["strategy"]} if "strategy" in choice else {}
 
 
 def num_unreadable(task: Task, quiet: bool) -> int:

@@ -154,5 +154,5 @@ def test_sentences_about_what_cannot_be_segmented(model: Path, tiny_ade: Path, s
         moce.evaluate(str(model), task=str(tiny_ade), protocol="knn,segment", quiet=True)
     with pytest.raises(UserError, match="only those by detect and segment have presets, not knn"):
         moce.evaluate(str(model), task=str(tiny_ade), protocol="knn", preset="small", quiet=True)
-    with pytest.raises(UserError, match="name one task of --protocol segment"):
+    with pytest.raises(UserError, match="name one task of masks for --protocol segment"):
         run(model, Path("all"))

@@ -4,28 +4,26 @@ It is a run: interrupted, the same command goes on from the last checkpoint. One
 learning rate, so nothing is chosen, and what is learned from is train and val together.
 """
 
-import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moce.config import EvaluateConfig, Training, pair
-from moce.engine.devices import autocast, num_workers_of, peak_rss_bytes
-from moce.engine.files import read_json, require_space, write_whole
-from moce.engine.progress import say, track
-from moce.engine.runs import Run, open_run, source_commit
+from moce.config import EvaluateConfig, pair
+from moce.engine.devices import autocast, num_workers_of
+from moce.engine.progress import track
+from moce.engine.runs import Run
 from moce.engine.trainer import train
 from moce.errors import UserError
 from moce.images.augment import finish
 from moce.images.loader import in_workers
 from moce.images.sampler import Order
+from moce.transfer.dense import carried_out, learned, require_one_training, training_options, without_labels
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, require_map
+from moce.transfer.results import ending, heading, strategy_named
 from moce.transfer.segment.augment import Crops
 from moce.transfer.segment.drawing import shown, side_by_side, write_png
 from moce.transfer.segment.iou import Confusion
@@ -33,63 +31,29 @@ from moce.transfer.segment.maskset import MaskTask, Pool, open_mask_task
 from moce.transfer.segment.recipe import RECIPES, PolyPlan, Recipe
 from moce.transfer.segment.segmenter import Segmentation, Segmenter
 from moce.transfer.segment.sliding import covered, most_likely, slid
-from moce.transfer.submodels import BY_LABELS
 
-SCHEMA = 1
-BETA2 = 0.999  # AdamW's
-WEIGHTS, TRAINING = "segmenter.safetensors", "training.json"
+WEIGHTS = "segmenter.safetensors"
 
 
 def segment(config: EvaluateConfig, strategy: str | None, device: torch.device) -> dict[str, Any]:
     """The result of a model on a segmentation task, as JSON. UserError for what cannot be trained on."""
-    if config.task == "all":
-        raise UserError("--task all is for tasks of whole pictures; name one task of --protocol segment.")
-    if len(config.lrs) != 1:
-        raise UserError("--protocol segment trains once: give one learning rate as --lrs.")
+    require_one_training(config, "task of masks")
     if config.batch_size < 2:
         raise UserError(
             "--protocol segment needs a --batch-size of at least 2: its norms are those of a batch."
         )
-    strategy = without_labels(strategy, asked=config.strategy is not None)
+    strategy = without_labels(config, strategy)
     task = open_mask_task(config.task, config.data_root, channels_of(config.model))
     workers, size = num_workers_of(config.num_workers), pair(config.image_size or 128)
     looking = (workers, config.quiet, size, strategy, config.seed, task.name)
     encoder = load_encoder(config.model, device, task.train.pictures, *looking)
     require_map(encoder, "segment")
     task = task.checked(workers, config.quiet)
-    with ExitStack() as stack:
-        kept = result_folder(config)
-        folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moce-segment-")))
-        inputs = {"model": encoder.fingerprint, "task": task.fingerprint()}
-        run = stack.enter_context(open_run(folder, "evaluate", config, inputs))
-        if run.finished:
-            say(f"{run.path} is finished; --overwrite starts again", config.quiet)
-            return run.result()
-        if kept is None:
-            say("without --json or --out an interrupted training starts again", config.quiet)
-        return run.finish(evaluated(run, kept, task, encoder, config, device))
-
-
-def without_labels(strategy: str | None, asked: bool) -> str | None:
-    """The strategy, or the vote where none was asked for; UserError for one that reads the classes of pictures."""
-    if strategy not in BY_LABELS:
-        return strategy
-    if asked:
-        raise UserError(
-            f"--strategy {strategy} compares pictures by their class, and those of --protocol segment have none: give "
-            "--strategy vote, or another that reads no labels."
-        )
-    return "vote"
-
-
-def result_folder(config: EvaluateConfig) -> Path | None:
-    """--out, else a folder beside --json of the same name; None where neither is given."""
-    if config.out is not None:
-        return Path(config.out)
-    if config.json is None:
-        return None
-    path = Path(config.json)
-    return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-files")
+    return carried_out(
+        config,
+        {"model": encoder.fingerprint, "task": task.fingerprint()},
+        lambda run, kept: evaluated(run, kept, task, encoder, config, device),
+    )
 
 
 def evaluated(
@@ -104,28 +68,15 @@ def evaluated(
     assert task.classes is not None
     recipe, names = RECIPES[config.preset or "small"], task.classes.names
     segmenter = Segmenter(require_map(encoder, "segment"), encoder.width, len(names), recipe, config.seed)
-    # Two checkpoints with both moments, and the weights.
-    require_space(run.path, 8 * sum(p.nbytes for p in segmenter.parameters()))
-    if (run.path / WEIGHTS).is_file():  # interrupted after training
-        segmenter.load_state_dict(load_file(run.path / WEIGHTS))
-        training = read_json(run.path / TRAINING)
-    else:
-        training = trained(run, segmenter, task, encoder, recipe, config, device)
-        run.write_json(TRAINING, training)  # before the weights, which say that it is done
-        with write_whole(run.path / WEIGHTS) as temporary:
-            save_file({n: t.contiguous().cpu() for n, t in segmenter.state_dict().items()}, temporary)
+    training = learned(
+        run, segmenter, WEIGHTS, lambda: trained(run, segmenter, task, encoder, recipe, config, device)
+    )
     start = time.perf_counter()
     confusion, pictures = tested(segmenter, task, encoder, recipe, kept, config, device)
     iou, accuracy = confusion.iou(), confusion.accuracy()
     pixels = confusion.counts.sum(dim=1).tolist()
-    choice = encoder.about.get("choice", {})
     return {
-        "schema": SCHEMA,
-        "model": config.model,
-        "model_fingerprint": encoder.fingerprint,
-        "method": encoder.method,
-        "task": task.name,
-        "protocol": "segment",
+        **heading(config, encoder, task.name, "segment"),
         "metric": "miou",
         "value": confusion.mean_iou(),
         "pixel_accuracy": confusion.pixel_accuracy(),
@@ -147,17 +98,13 @@ def evaluated(
             **asdict(recipe),
             "blocks": segmenter.blocks,
             "image_size": list(encoder.image_size),
-            **({"strategy": choice["strategy"]} if "strategy" in choice else {}),
+            **strategy_named(encoder),
         },
         "training": training,
         "pictures": pictures,
         **({"folder": str(kept)} if kept is not None else {}),
         "chosen_on": None,
-        "seconds": round(training["seconds"] + time.perf_counter() - start, 3),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "commit": source_commit(),
-        "torch": torch.__version__,
-        **encoder.about,
+        **ending(encoder, training["seconds"] + time.perf_counter() - start),
     }
 
 
@@ -175,22 +122,12 @@ def trained(
     order = Order(len(pool), config.batch_size, config.seed)
     crops = Crops(pool, order, encoder.image_size, recipe, encoder.mean, config.seed)
     workers = num_workers_of(config.num_workers)
-    options = Training(
-        seed=config.seed,
-        device=config.device,
-        quiet=config.quiet,
-        batch_size=config.batch_size,
-        weight_decay=recipe.weight_decay,
-        beta2=BETA2,
-        checkpoint_minutes=config.checkpoint_minutes,
-        checkpoint_steps=config.checkpoint_steps,
-    )
     return train(
         run,
         Segmentation(segmenter, encoder, recipe, config.lrs[0], config.layer_decay, device),
         lambda first, rank, world: in_workers(crops, range(first, config.steps), workers),
         PolyPlan(config.steps, len(pool), config.batch_size, recipe.warmup),
-        options,
+        training_options(config, recipe.weight_decay),
         what=f"segmentation of {task.name}",
         lower="--lrs",
     )
