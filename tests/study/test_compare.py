@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import moce
 from moce.config import StudyConfig, resolve
 from moce.engine.endings import Interruption, leave_by
+from moce.engine.files import read_json
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
@@ -106,6 +109,18 @@ def test_runs_cells_and_tables(study: Path, small_runs: Any) -> None:
         "| task | MAE* | MoCE | MoCE random (reference: one drawn at random) |"
         in (out / "table.md").read_text()
     )
+
+
+def test_a_study_says_how_its_numbers_were_got(study: Path) -> None:
+    found, runs = read_json(study / "study" / "result.json")["origin"], study / "study" / "runs"
+    text = (study / "study" / "table.md").read_text()
+    assert found["config"] == (study / "study.toml").read_text()
+    assert found["config"].strip() in text and "`moce study compare` with this file" in text
+    seconds = [read_json(path)["seconds"] for path in runs.glob("*/result.json")]
+    assert found["training_seconds"] == pytest.approx(sum(seconds), abs=0.1) and len(seconds) > 1
+    cells = [read_json(path)["study"]["seconds"] for path in (study / "study" / "cells").glob("*/*.json")]
+    assert found["evaluation_seconds"] == pytest.approx(sum(cells), abs=0.1)
+    assert found["torch"] == [torch.__version__] and {"cores": os.cpu_count(), "gpu": None} in found["hosts"]
 
 
 def test_a_cell_says_what_evaluate_says(study: Path) -> None:

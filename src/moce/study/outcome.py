@@ -9,6 +9,7 @@ from moce.engine.files import require_writable, write_json, write_whole
 from moce.engine.progress import say
 from moce.errors import UserError
 from moce.study.markdown import markdown
+from moce.study.origin import origin, told
 from moce.study.plan import Plan
 from moce.study.runner import Progress, carry_out
 from moce.study.summary import Measured, summary
@@ -28,8 +29,8 @@ def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[st
     progress = carry_out(plan, config)
     result = summary(plan, progress)
     further, text = more(plan, progress, result) if more else ({}, "")
-    result |= further
-    write(plan, config, progress, result, text)
+    result |= further | {"origin": origin(plan, progress.results, config.config)}
+    write(plan, config, progress, result, text + told(result["origin"], plan.kind))
     if not config.quiet:
         show(plan, progress)
     return result
