@@ -194,6 +194,17 @@ def test_strict_writes_nothing_where_no_cluster_fits(small_runs, tmp_path: Path,
     assert moce.customize(small_runs.moce, images=TASK, out=tmp_path / "m", quiet=True)["warning"]
 
 
+def test_what_is_finished_or_taken_is_known_before_the_vote(
+    small_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"images": "toyworld://plants?size=32&num=24", "out": tmp_path / "vit", "quiet": True}
+    first = moce.customize(small_runs.moce, **options)
+    monkeypatch.setattr("moce.stages.customize.customised", lambda *_, **__: pytest.fail("voted"))
+    assert moce.customize(small_runs.moce, **options) == first
+    with pytest.raises(UserError, match="holds a run with other options: the images differ"):
+        moce.customize(small_runs.moce, **{**options, "images": "toyworld://letters?size=32&num=24"})
+
+
 def test_pictures_of_a_test_split_do_not_vote_unnoticed(
     small_runs, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,9 +185,11 @@ def open_run(
     return run
 
 
-def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
-    """Make the folder of a run ready for this process; whether the run is finished."""
-    path, verb, config, inputs = run.path, run.verb, run.config, run.inputs
+def earlier_run(path: Path, verb: str, config: Any, inputs: Mapping[str, str]) -> RunInfo | None:
+    """The run in a folder that this one would continue, or replace with --overwrite; nothing is touched.
+
+    Raises UserError when the folder holds something else, or a method option or an input differs from that run's.
+    """
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file; name a folder.")
     own = (LOCK, ".part")  # what a run that was killed right at its start may leave
@@ -204,6 +206,13 @@ def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
                 f"{path} holds a run with other options: {'; '.join(changed)}; "
                 "repeat the earlier options, choose another --out, or give --overwrite."
             )
+    return earlier
+
+
+def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
+    """Make the folder of a run ready for this process; whether the run is finished."""
+    path, verb, config, inputs = run.path, run.verb, run.config, run.inputs
+    earlier = earlier_run(path, verb, config, inputs)
     try:
         path.mkdir(parents=True, exist_ok=True)
         run.acquire()

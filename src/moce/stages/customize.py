@@ -35,7 +35,7 @@ from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.progress import say, track
 from moce.engine.randomness import uniform
-from moce.engine.runs import open_run, read_run
+from moce.engine.runs import earlier_run, open_run, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.loader import centred_batches, survey
 from moce.images.sources import Source, open_images, require_apart
@@ -420,6 +420,10 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         )
     unreadable = survey(source, config.quiet).unreadable if source else []
     inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
+    earlier = earlier_run(Path(config.out), "customize", config, inputs)  # before all pictures are looked at
+    if earlier is not None and earlier.finished and not config.overwrite:
+        say(f"{earlier.path} is finished; --overwrite makes it again", config.quiet)
+        return earlier.result()
     looking = {"batch_size": config.batch_size, "num_workers": num_workers_of(config.num_workers)}
     vit, choice, votes = customised(
         model, header, assigner, source, strategy, quiet=config.quiet, seed=config.seed, **looking
@@ -439,8 +443,7 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         choice["cluster"],
     )
     with open_run(config.out, "customize", config, inputs, beside=timm_content) as run:
-        if run.finished:
-            say(f"{run.path} is finished; --overwrite makes it again", config.quiet)
+        if run.finished:  # by another process, meanwhile
             return run.result()
         if shown is not None:
             write_sheet(run.path / SHEET, shown[1])
