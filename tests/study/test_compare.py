@@ -372,6 +372,7 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         (GIVEN + ARM + 'protocols = ["kn"]', "'kn' is none of the study's protocols. Did you mean 'knn'"),
         (GIVEN + '[[arms]]\nname = "MAE"\nstrategy = "vote"', "'vote' needs sub-models to choose from"),
         (GIVEN + 'baseline = "MAE+"\n', r"baseline 'MAE\+' is none of the arms. Did you mean 'MAE"),
+        (GIVEN + 'method = "MAE*"\n', r"method and baseline are both 'MAE\*'"),
         (
             GIVEN + 'protocols = ["linear", "finetune"]\nlr_from = "MoCE"\n' + ARM + 'protocols = ["linear"]',
             "lr_from 'MoCE' has other protocols and is never fine-tuned, .*; name an arm that is",
@@ -391,6 +392,36 @@ def test_a_file_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         moce.study(**given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('tasks = ["letters", "plants"]', 'tasks = ["letters", "plant"]'), "Did you mean 'plants'"),
+        (('protocols = ["knn"]', 'protocols = ["detect"]'), "There is no folder toyworld"),
+        (
+            ('strategy = "random"', 'strategy = "random"\n[[arms]]\nname = "T"\nmodel = "timm:vit_tinny"'),
+            "no model",
+        ),
+    ],
+)
+def test_what_can_never_be_measured_is_known_before_training(
+    small_runs: Any, tmp_path: Path, change: tuple[str, str], words: str
+) -> None:
+    file = settings(small_runs, tmp_path)
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(UserError, match=words):
+        moce.study("compare", out=tmp_path / "out", config=file, quiet=True, device="cpu")
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_a_study_of_another_kind_stays_as_it_is(study: Path) -> None:
+    before = times(study / "study")
+    with pytest.raises(UserError, match="holds a study of another kind, compare; name another folder"):
+        moce.study("negative-transfer", out=study / "study", budget_minutes=0, quiet=True)
+    with pytest.raises(UserError, match="holds a study of another kind"):
+        moce.study("efficiency", out=study / "study", budget_minutes=0, quiet=True)
+    assert times(study / "study") == before
 
 
 def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:

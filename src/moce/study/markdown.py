@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moce.engine.progress import clock
+from moce.engine.progress import clock, counted
 from moce.study.pairs import CHANCE
 from moce.study.plan import BOUNDS
 from moce.study.summary import FITS
@@ -24,7 +24,9 @@ def markdown(result: dict[str, Any]) -> str:
 def opening(result: dict[str, Any]) -> list[str]:
     """What it is of, whether it is whole, and the primary endpoint."""
     seeds = ", ".join(map(str, result["seeds"]))
-    lines = [f"Pre-training pictures: `{result['corpus']}`. {len(result['tasks'])} tasks; seeds {seeds}."]
+    lines = [
+        f"Pre-training pictures: `{result['corpus']}`. {counted(len(result['tasks']), 'task')}; seeds {seeds}."
+    ]
     if "toyworld://" in result["corpus"]:
         lines.append("The built-in toy pictures show that everything works; they are no evidence.")
     if not result["finished"]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from moce.config import StudyConfig
-from moce.engine.files import require_writable, write_json, write_whole
+from moce.engine.files import read_json, require_writable, write_json, write_whole
 from moce.engine.progress import say
+from moce.engine.runs import RESULT
 from moce.errors import UserError
 from moce.study.markdown import markdown
 from moce.study.origin import origin, told
@@ -43,7 +44,9 @@ def prepare(out: Path, config: StudyConfig) -> None:
     known = {"runs", "cells"}
     if out.is_dir() and (there := {p.name for p in out.iterdir()}) and not there & known:
         raise UserError(f"--out {out} is not empty and holds no study; name an empty or new folder.")
-    require_writable(out / "result.json")
+    if (out / RESULT).is_file() and (kind := read_json(out / RESULT).get("kind")) not in (None, config.kind):
+        raise UserError(f"--out {out} holds a study of another kind, {kind}; name another folder.")
+    require_writable(out / RESULT)
     if config.tried is not None:
         require_writable(config.tried)
     try:
@@ -56,7 +59,7 @@ def write(
     plan: Plan, config: StudyConfig, progress: Progress, result: dict[str, Any], text: str = ""
 ) -> None:
     """result.json, table.md, tried.csv and --tried."""
-    write_json(plan.out / "result.json", result)
+    write_json(plan.out / RESULT, result)
     with write_whole(plan.out / "table.md") as temporary:
         temporary.write_text(markdown(result) + text, encoding="utf-8", errors="backslashreplace")
     new = list(lines(plan, progress))

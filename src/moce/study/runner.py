@@ -14,7 +14,7 @@ from typing import Any
 from moce import VERBS
 from moce.config import StudyConfig
 from moce.engine.files import write_json
-from moce.engine.progress import clock, say
+from moce.engine.progress import clock, counted, say
 from moce.errors import Busy
 from moce.study.budget import Budget, Spent
 from moce.study.cells import (
@@ -50,6 +50,8 @@ def carry_out(plan: Plan, config: StudyConfig) -> Progress:
     tell(plan, before, config.quiet)
     worker = Worker(plan, cells, config, budget)
     worker.require_same()
+    if config.budget_minutes != 0:
+        require_measurable(plan, before.left)
     try:
         for number, cell in enumerate(before.left, 1):
             worker.measure(cell, f"[{number}/{len(before.left)}]")
@@ -60,6 +62,18 @@ def carry_out(plan: Plan, config: StudyConfig) -> Progress:
     if after.left:
         say(f"{still_left(plan, after)}; the same command continues", config.quiet)
     return after
+
+
+def require_measurable(plan: Plan, left: list[Cell]) -> None:
+    """UserError for a model or task that is not there or does not fit, before anything is trained for it."""
+    from moce.transfer.encoder import channels_of
+    from moce.transfer.evaluate import require_task
+
+    channels = {path: channels_of(path) for path in {c.stage.path for c in left if c.stage.verb is None}}
+    asked = {(cell.task, cell.protocol, channels.get(cell.stage.path, 3)) for cell in left}
+    for task, protocol, number in sorted(asked):
+        if not plan.evaluate.get(protocol, {}).get("download"):  # else it may come later
+            require_task(task, protocol, plan.data_root, number)
 
 
 def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
@@ -81,10 +95,12 @@ def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
 def tell(plan: Plan, found: Progress, quiet: bool) -> None:
     """What there is to do, for people."""
     runs, cells = len(plan.stages()), len(plan.cells())
+    of = f"{counted(len(plan.arms), 'arm')}, {counted(len(plan.tasks), 'task')}, {', '.join(plan.protocols)}, seeds "
+    of += ", ".join(map(str, plan.seeds))
+    there = f"{runs - len(found.runs_left)} and {cells - len(found.left)}"
     say(
-        f"study {plan.kind}: {len(plan.arms)} arms, {len(plan.tasks)} tasks, {', '.join(plan.protocols)}, seeds "
-        f"{', '.join(map(str, plan.seeds))}: {runs} runs and {cells} cells, of which "
-        f"{runs - len(found.runs_left)} and {cells - len(found.left)} are there or not needed any more",
+        f"study {plan.kind}: {of}: {counted(runs, 'run')} and {counted(cells, 'cell')}, of which {there} are there or "
+        "not needed any more",
         quiet,
     )
     if found.left and found.results:
@@ -94,7 +110,7 @@ def tell(plan: Plan, found: Progress, quiet: bool) -> None:
 def still_left(plan: Plan, found: Progress) -> str:
     """'2 runs and 30 cells are left, about 12:30 for the cells ...'."""
     runs = len(found.runs_left)
-    text = f"{runs} run{'s' * (runs != 1)} and {len(found.left)} cell{'s' * (len(found.left) != 1)} are left"
+    text = f"{counted(runs, 'run')} and {counted(len(found.left), 'cell')} are left"
     seconds, unknown = estimate(found)
     if seconds:
         text += f", about {clock(seconds)}"

@@ -292,6 +292,11 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
         evaluate=settings.evaluate,
         **{key: content[key] for key in ("method", "baseline", "lr_from") if key in content},
     )
+    if plan.method == plan.baseline:
+        raise UserError(
+            f"{settings.where}: method and baseline are both '{plan.method}', whose difference is nothing; name two "
+            "arms."
+        )
     require_chooser(plan, settings.where)
     return plan
 

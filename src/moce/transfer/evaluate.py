@@ -80,6 +80,20 @@ def alone(protocol: str, config: EvaluateConfig, device: torch.device) -> dict[s
     return segment(config, strategy, device)
 
 
+def require_task(task: str, protocol: str, data_root: str | None, channels: int) -> None:
+    """UserError where a task is not there or is of a kind that the protocol does not take; nothing is measured."""
+    if protocol == "detect":
+        from moce.transfer.detect.cocoset import open_coco
+
+        open_coco(task, data_root, channels)
+    elif protocol == "segment":
+        from moce.transfer.segment.maskset import open_mask_task
+
+        open_mask_task(task, data_root, channels)
+    else:
+        open_tasks(task, data_root, channels)
+
+
 def protocols_of(option: str) -> list[str]:
     """The protocols named in `--protocol`; UserError for one that is not there."""
     protocols = [name.strip() for name in option.split(",")]
