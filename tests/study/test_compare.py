@@ -358,6 +358,7 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         (GIVEN + "seeds = 3", "'seeds' must be a list of whole numbers, not 3"),
         (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
         (GIVEN + '[experts]\nout = "y"', r"\[experts\]: 'out' is said by the study itself"),
+        (GIVEN + '[experts]\nmodel = "y"', r"\[experts\]: 'model' is said by the study itself"),
         (GIVEN + "[cluster]\nnum_clusters = 1", r"\[cluster\]: --num-clusters must be at least 2"),
         (
             GIVEN + "[evaluate.lineer]\nk = [1]",
@@ -436,6 +437,11 @@ def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
         "epochs": 5, "gate": "none", "out": str(tmp_path / "runs" / "mae-star-seed1"),
     }  # fmt: skip
     assert read.evaluate == {"knn": {}, "linear": {}, "finetune": {"epochs": 20}}
+
+
+def test_the_dense_model_may_be_of_any_architecture(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(GIVEN + '[pretrain]\nmodel = "test_vit"')
+    assert read_settings(str(tmp_path / "study.toml"), SMALL).options("pretrain")["model"] == "test_vit"
 
 
 def test_a_file_or_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def require_options(settings: Settings, table: str, options: Mapping[str, Any], 
     """UserError where a table holds an option that its verb has not, or a value that it would refuse."""
     where = f"{settings.where} [{within or table}]"
     for name in SAID:
-        if name in options:
+        if name in options and (table, name) != ("pretrain", "model"):  # there it is the architecture
             raise UserError(f"{where}: '{name}' is said by the study itself; leave it out.")
     some = dict.fromkeys(("images", "out", "mae", "enc", "clusters", "model", "task"), "x")
     known = [f.name for f in fields(CLASSES[table])]
