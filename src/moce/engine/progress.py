@@ -81,7 +81,7 @@ def track(total: int, what: str, unit: str = "images", quiet: bool = False, done
 
 @contextmanager
 def errors_alone(*libraries: str) -> Iterator[None]:
-    """In the block the loggers of these libraries tell of errors alone: their reports of every attempt are for nobody."""
+    """In the block the loggers of these libraries tell of errors alone; their reports of attempts are for nobody."""
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -18,9 +18,9 @@ from moce.errors import UserError, did_you_mean, first_line
 
 @contextmanager
 def asked_once() -> Iterator[None]:
-    """What the block asks of the hub is answered or refused at once: where the hub does not answer, from the cache alone.
+    """What the block asks of the hub comes at once or not at all: where the hub does not answer, from the cache alone.
 
-    The hub's client asks six times for every file, with pauses of 23 seconds in all, and has no setting for that.
+    The hub's client asks seven times for a file, with pauses of 23 seconds in all, and has no setting for that.
     """
     before = constants.HF_HUB_OFFLINE
     with errors_alone("huggingface_hub"):
