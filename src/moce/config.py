@@ -82,7 +82,9 @@ class Common:
     seed: int = method(0, "everything random is a function of this number", at_least=0, below=2**63)
     device: str = speed("auto", "auto, cpu, cuda or cuda:N")
     quiet: bool = output(False, "print nothing but errors")
-    json: str | None = output(None, "write the result to this file as JSON")
+    json: str | None = output(
+        None, "write the result to this file as JSON; a file that holds anything but a result is refused"
+    )
     overwrite: bool = output(False, "start again where a run is already there")
 
     def idle(self) -> tuple[str, ...]:
@@ -649,15 +651,15 @@ def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., A
                 refuse_devices(config)
                 return answered(own, group().once)
 
-        def answered(config: Any, once: Callable[[Callable[[], None]], None]) -> Any:
+        def answered(config: Any, once: Callable[[Callable[[], Any]], Any]) -> Any:
             """Run the stage and, if asked for, write what it returns."""
             if config.json is None:
                 return stage(config)
-            from moce.engine.files import require_writable, write_json
+            from moce.engine.answers import earlier_answers, replace_answers
 
-            once(lambda: require_writable(config.json))
+            earlier = once(lambda: earlier_answers(config.json))
             result = stage(config)
-            once(lambda: write_json(config.json, result))
+            once(lambda: replace_answers(config.json, earlier, result, config.quiet))
             return result
 
         @functools.wraps(stage)

@@ -9,6 +9,9 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
+# How much of a choice, and of its beginning, has to be as in the word that it may be meant by: 2 * same / both lengths.
+WHOLE, BEGINNING = 0.5, 0.75
+
 
 class UserError(ValueError):
     """Input that cannot be used; the message is one sentence for people."""
@@ -32,10 +35,28 @@ def require_there(uri: str) -> None:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """' Did you mean 'x'?' when a choice looks like `word`, else the empty string."""
-    spelled = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.5)
-    return f" Did you mean '{spelled[near[0]]}'?" if near else ""
+    """' Did you mean 'x'?' when a choice, or its beginning, looks like `word`, else the empty string.
+
+    'vit_tinny' is nearer to the beginning of 'vit_tiny_patch16_224' than to all of 'gcvit_tiny'.
+    """
+    matcher = difflib.SequenceMatcher(b=word.lower())
+
+    def likeness(text: str) -> float:
+        matcher.set_seq1(text.lower())
+        return matcher.ratio()
+
+    best, nearest = (0.0, 0.0), ""
+    for choice in choices:
+        whole, beginning = likeness(choice), likeness(choice[: len(word)])
+        found = (max(whole, beginning), whole)  # of equal beginnings the one with the least behind it
+        if word and (whole >= WHOLE or beginning >= BEGINNING) and found > best:
+            best, nearest = found, choice
+    return f" Did you mean '{nearest}'?" if nearest else ""
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """'1 box' or '2,000 boxes'; without `several` it is `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from moce.images.sources import Source
 from moce.transfer.detect.annotations import run_lengths
 from moce.transfer.detect.cocoset import CocoTask, mask_of, open_coco
 from moce.transfer.detect.jitter import JitteredBatches, boxes_of, frame, scaled_size
+from moce.transfer.detect.protocol import told
 
 
 @pytest.fixture
@@ -170,6 +171,10 @@ def test_boxes_without_an_area_and_crowds_are_not_learned_from_but_stay_in_the_t
         changed(folder, split, 2, iscrowd=1)
     task = opened(folder)
     assert task.train.split.num_flat == 1
+    assert told(task, [0, 1, 2], [[], []]) == (
+        "shapes: objects to learn from in 3 of 3 pictures of instances_train.json; 1 box has no area and is not "
+        "learned from"
+    )
     assert [len(objects) for objects in task.train.split.usable] == [1, 1, 2]
     truth = task.test.ground_truth([0, 1])["annotations"]
     assert len(truth) == 4 and [a["id"] for a in truth] == [1, 2, 3, 4]
@@ -186,6 +191,11 @@ def test_boxes_without_an_area_and_crowds_are_not_learned_from_but_stay_in_the_t
         ({"category_id": 4}, "annotation 1 has the category 4; the file lists 3, 7"),
         ({"bbox": [60, 10, 20, 20]}, "less than half lies in its picture of 64 x 56"),
         ({"bbox": [-500, -500, 20, 20]}, "less than half lies"),
+        (
+            {"bbox": [40, 10, -30, 20]},
+            r"the box \[40, 10, -30, 20\], with a width of -30: write left, top, width, height, .* x2 - x1",
+        ),
+        ({"bbox": [4, 10, 30, -2.5]}, "with a height of -2.5: write left, top, width, height"),
         ({"bbox": [1, 2, 3]}, "needs a bbox of four numbers"),
         ({"bbox": [1, 2, 3, float("nan")]}, "needs a bbox of four numbers"),
         (
@@ -237,6 +247,12 @@ def test_files_of_another_kind(folder: Path, tmp_path: Path) -> None:
         ("images", [], "lists no picture"),
         ("images", [content["images"][0]] * 2, "the image id 10 twice"),
         ("images", [{"id": 10}], "image 10 needs a file_name"),
+        (
+            "images",
+            [{**content["images"][0], "width": "64"}],
+            "image 10 has the width '64' as a text: write it as a number, without quotes",
+        ),
+        ("images", [{**content["images"][0], "height": 56.0}], "whole numbers above 0"),
         ("images", [{**i, "file_name": "../../up.jpg"} for i in content["images"]], "leads out of the set"),
         ("categories", [{"name": "square"}], "without a whole number as its id"),
         ("annotations", [], "no object to learn from"),

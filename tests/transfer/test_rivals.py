@@ -1,4 +1,7 @@
 import json
+import logging
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD, centre_crop, finish
 from moce.images.sources import open_images
+from moce.model import hub
 from moce.model.vitmae import open_vitmae
 from moce.transfer.encoder import Encoder, channels_of, load_encoder
 from moce.transfer.finetune import Classifier, parameter_groups
@@ -37,7 +41,11 @@ def normalised(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
 def test_a_plain_vit_of_timm_gives_the_mean_of_its_patches() -> None:
     encoder = opened("timm:test_vit?pretrained=false", (32, 48))
     assert isinstance(encoder, Encoder)
-    assert (encoder.method, encoder.image_size, encoder.crop_pct) == ("test_vit", (32, 48), 0.95)
+    assert (encoder.method, encoder.image_size, encoder.crop_pct) == (
+        "test_vit (random weights)",
+        (32, 48),
+        0.95,
+    )
     assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.5,) * 3)
     images = pictures(encoder)
     network = encoder.trainable().vit.eval()
@@ -59,7 +67,7 @@ def test_other_architectures_give_what_timm_pools(name: str) -> None:
     with torch.no_grad():
         seen = network.forward_features(normalised(encoder, images))
         assert torch.equal(network.forward_head(seen, pre_logits=True), features)
-    assert encoder.method == name
+    assert encoder.method == f"{name} (random weights)"
     assert channels_of(f"timm:{name}?pretrained=false") == 3
 
 
@@ -178,6 +186,7 @@ class Trap:
             "timm:test_vit.r161_in1k",
             "of the weights of test_vit .* not 'r161_in1k'. Did you mean 'r160_in1k'",
         ),
+        ("timm:vit_tinny", "timm has no model 'vit_tinny'. Did you mean 'vit_tiny_"),
         ("timm:test_vit", "cannot load its weights: it is not in the local cache, .*pretrained=false"),
         ("timm:test_vit?pretrain=false", "no option 'pretrain', only pretrained, checkpoint"),
         ("timm:test_vit?pretrained=true&checkpoint=x", "not both"),
@@ -192,6 +201,48 @@ def test_sentences_about_models_that_cannot_be_had(uri: str, words: str) -> None
     with pytest.raises(UserError, match=words) as told:
         opened(uri)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        (
+            "timm:test_vit",
+            "cannot load its weights: it is not in the local cache, and the hub cannot be reached",
+        ),
+        ("timm:hf-hub:somebody/model", "cannot load its weights: it is not in the local cache, and the hub"),
+        ("hf:somebody/model", "no model of this name can be had: it is not in the local cache, and the hub"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence_at_once(
+    uri: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would say twenty lines and wait for most of a minute."""
+    from huggingface_hub import constants
+
+    asked, paused, said = [], [], []
+
+    def unreachable(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(time, "sleep", paused.append)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(handler)
+    hub.answers.cache_clear()
+    try:
+        with pytest.raises(UserError, match=words):
+            opened(uri)
+    finally:
+        logger.removeHandler(handler)
+        hub.answers.cache_clear()
+    assert (len(asked), paused, said) == (1, [], [])
+    assert constants.HF_HUB_OFFLINE is False
 
 
 def test_a_size_that_an_architecture_cannot_take_is_refused() -> None:
@@ -372,7 +423,8 @@ def test_every_protocol_takes_a_rival(command, tmp_path: Path, tiny_folder: Path
         assert done.code == 0, done.stderr
         results = json.loads((tmp_path / "out.json").read_text())
         assert [r["protocol"] for r in results] == ["knn", "linear", "finetune"]
-        assert {r["method"] for r in results} == {name}
+        assert {r["method"] for r in results} == {f"{name} (random weights)"}
+        assert done.stderr.count(f"{name} (random weights)") >= 3  # the table
         assert {r["weights"] for r in results} == {"random"}
         assert {r["settings"]["interpolation"] for r in results} == {interpolation}
         assert all(0 <= r["value"] <= 1 and r["num_test"] == 24 for r in results)

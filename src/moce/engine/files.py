@@ -94,6 +94,8 @@ def require_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"Cannot write {path}: it is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        raise UserError(f"Cannot write {path}: it is a device or a pipe; name a file.")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(

@@ -1,5 +1,6 @@
 """Progress for people: on stderr, only where something takes longer than three seconds."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -81,6 +82,20 @@ def track(total: int, what: str, unit: str = "images", quiet: bool = False, done
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def errors_alone(*libraries: str) -> Iterator[None]:
+    """In the block the loggers of these libraries tell of errors alone; their reports of attempts are for nobody."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def say(text: str, quiet: bool = False) -> None:

@@ -30,7 +30,7 @@ from moce.engine.processes import Group, group
 from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
 from moce.engine.shards import Opening, Sealed, bring_together, here, spread
-from moce.errors import UserError
+from moce.errors import UserError, counted
 
 
 class Objective(Protocol):
@@ -238,7 +238,10 @@ def train(
     cost = costs()
     if line:
         took = clock(cost["seconds"])
-        say(f"{run.path}: loss {line['loss']:.4f} after {plan.num_steps:,} steps in {took}", config.quiet)
+        say(
+            f"{run.path}: loss {line['loss']:.4f} after {counted(plan.num_steps, 'step')} in {took}",
+            config.quiet,
+        )
     return {
         "loss": line.get("loss"),
         "steps": plan.num_steps,

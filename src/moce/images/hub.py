@@ -6,7 +6,6 @@ encoded until `decode` takes them.
 """
 
 import hashlib
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 from torch import Tensor
 
+from moce.engine.progress import errors_alone
 from moce.errors import UserError, did_you_mean
 from moce.images.decode import UnreadableImage, decode
 from moce.images.labels import classified
@@ -136,7 +136,7 @@ def _rows(uri: str, name: str, config: str | None, split: str | None) -> Any:
     path = name if folder is None else str(folder)
     if folder is not None and not folder.is_dir():
         raise UserError(f"'{uri}': there is no folder '{path}'.")
-    with _progress_for_people(datasets):
+    with errors_alone("huggingface_hub", "datasets"), _bars_for_terminals(datasets):
         try:
             found = _saved(datasets, folder) if folder else None
             if found is None:
@@ -194,12 +194,8 @@ def _saved(datasets: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def _progress_for_people(datasets: Any) -> Iterator[None]:
-    """The library's bars are for terminals; its reports of every attempt to reach the network are for nobody."""
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _bars_for_terminals(datasets: Any) -> Iterator[None]:
+    """The library's bars are shown on a terminal alone."""
     shown = datasets.are_progress_bars_disabled() or sys.stderr.isatty()
     if not shown:
         datasets.disable_progress_bars()
@@ -208,8 +204,6 @@ def _progress_for_people(datasets: Any) -> Iterator[None]:
     finally:
         if not shown:
             datasets.enable_progress_bars()
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
 
 
 def _downloaded(name: str) -> str | None:

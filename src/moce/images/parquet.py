@@ -17,6 +17,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from moce.errors import UserError
+from moce.images.annotated import holds_bytes
 from moce.images.arrays import DTYPES, from_lists, numbers_of
 from moce.images.decode import UnreadableImage, decode
 from moce.images.labels import class_names, refuse_large
@@ -208,17 +209,11 @@ def _footer(path: Path) -> bytes:
         return file.read(length)
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
 def _image_column(path: Path, schema: pa.Schema) -> str:
     """'image' where it holds pictures, else the only column that does; encoded ones go before arrays."""
     numbers = {field.name: numbers_of(field.type) for field in schema}
     arrays = [name for name, kind in numbers.items() if str(kind) in DTYPES]
-    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    columns = [field.name for field in schema if holds_bytes(field.type)]
     if "image" in columns + arrays:
         return "image"
     columns = columns or arrays
@@ -239,7 +234,7 @@ def _column_of(path: Path, schema: pa.Schema, columns: tuple[str, ...]) -> str:
     """The first of these columns that is there and holds encoded pictures."""
     for name in columns:
         index = schema.get_field_index(name)
-        if index >= 0 and _holds_bytes(schema.field(index).type):
+        if index >= 0 and holds_bytes(schema.field(index).type):
             return name
     raise UserError(
         f"'{path}' has no column '{columns[0]}' of pictures: its columns are "

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 
 from moce.engine.randomness import uniform
 from moce.errors import UserError, did_you_mean
+from moce.images.annotated import refuse_other_kind
 from moce.images.canonical import SETS, is_there, open_canonical
 from moce.images.decode import UnreadableImage
 from moce.images.part import Part
@@ -128,6 +129,7 @@ def open_task(name: str, root: str | None, channels: int = 3, download: bool = F
             return canonical_task(base, option, Path(root), channels, download)
         if inside.is_dir() or not folder.is_dir():
             folder = inside
+    refuse_other_kind(folder, "classes")
     if not folder.is_dir():
         raise UserError(missing(name, root))
     return folder_task(folder, channels)

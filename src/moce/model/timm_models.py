@@ -13,6 +13,7 @@ lies beside it, normalisation and size are those.
 import math
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from moce.engine.files import read_json
 from moce.engine.progress import say
 from moce.errors import UserError, did_you_mean, first_line
 from moce.images.uris import parts_of, refuse_unknown, switch
-from moce.model.hub import why_not
+from moce.model.hub import asked_once, why_not
 from moce.model.resize import resize_encoder
 from moce.model.weights import load_strictly
 
@@ -58,7 +59,7 @@ class TimmModel(NamedTuple):
     """A network that ends in tokens or a map, and how its pictures come."""
 
     network: Any  # a module
-    name: str  # architecture, and the tag of timm's weights
+    name: str  # architecture, and the tag of timm's weights, or whose weights they are
     weights: str  # pretrained, random, or the file
     image_size: tuple[int, int]
     width: int  # of timm's pooled features
@@ -91,6 +92,7 @@ def open_timm(uri: str, image_size: tuple[int, int] | None = None, quiet: bool =
         tag = network.pretrained_cfg.get("tag")
         shown = architecture_of(network) + (f".{tag}" if wanted and tag else "")
         weights = "pretrained" if wanted else "random"
+        shown += "" if wanted else " (random weights)"
     config = resolve_model_data_config(network)
     network.eval()
     if isinstance(network, VisionTransformer):  # a file's own size may be another one
@@ -139,7 +141,8 @@ def refuse_unknown_name(uri: str, name: str) -> None:
 
 def built(uri: str, name: str, pretrained: bool = False, **arguments: Any) -> Any:
     """timm's model without head; random weights are the same each time."""
-    with torch.random.fork_rng(devices=[]):
+    of_the_hub = pretrained or name.startswith("hf-hub:")
+    with torch.random.fork_rng(devices=[]), asked_once() if of_the_hub else nullcontext():
         torch.manual_seed(SEED)
         try:
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
@@ -147,7 +150,7 @@ def built(uri: str, name: str, pretrained: bool = False, **arguments: Any) -> An
             raise
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
             if not pretrained:
-                raise UserError(f"{uri} is not a model that timm can build: {first_line(error)}.") from None
+                raise UserError(f"{uri} is not a model that timm can build: {why_not(error)}.") from None
             raise UserError(
                 f"{uri}: timm cannot load its weights: {why_not(error)}; add ?checkpoint=FILE, or ?pretrained=false "
                 "for random ones."

@@ -5,6 +5,8 @@ config says otherwise, is 1e-6 here. `hf:NAME` is a folder that `save_pretrained
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from moce.errors import UserError, first_line
 from moce.images.normalise import IMAGENET, Normalisation
-from moce.model.hub import hub_json
+from moce.model.hub import asked_once, hub_json
 
 RENAMED = (
     ("vit.embeddings.patch_embeddings.projection", "encoder.patch_embed.proj"),
@@ -142,9 +144,10 @@ def from_pretrained(uri: str) -> tuple[Any, set[str]]:
     logging.set_verbosity_error()  # what is missing is said by us
     logging.disable_progress_bar()
     try:
-        model, info = ViTMAEForPreTraining.from_pretrained(
-            uri.removeprefix("hf:"), output_loading_info=True, dtype=torch.float32
-        )
+        with asked_once() if not Path(uri.removeprefix("hf:")).is_dir() else nullcontext():
+            model, info = ViTMAEForPreTraining.from_pretrained(
+                uri.removeprefix("hf:"), output_loading_info=True, dtype=torch.float32
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{uri} cannot be loaded: {first_line(error)}.") from None
     finally:

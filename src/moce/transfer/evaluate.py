@@ -9,7 +9,7 @@ import torch
 from moce.config import EvaluateConfig, pair, verb
 from moce.engine.devices import pick_device
 from moce.engine.progress import clock, say, track
-from moce.errors import UserError, did_you_mean
+from moce.errors import UserError, counted, did_you_mean
 from moce.images.loader import survey
 from moce.images.sources import Source
 from moce.images.tasks import Task, few_shots, open_tasks, split
@@ -50,7 +50,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for task in tasks:
         if unreadable := num_unreadable(task, config.quiet):
-            say(f"{unreadable} pictures of {task.name} cannot be read and are left out", config.quiet)
+            are = "is" if unreadable == 1 else "are"
+            broken = f"{counted(unreadable, 'picture')} of {task.name} cannot be read and {are} left out"
+            say(broken, config.quiet)
         encoder = None
         for protocol in protocols:
             if encoder is None or strategy == "oracle":  # which has another sub-model for each protocol
@@ -259,7 +261,7 @@ def say_cost_of_fits(task: Task, train: Labelled, num_fits: int, quiet: bool) ->
     """How long a linear probe will take, where that is long."""
     seconds = fitting_seconds(len(train.labels), train.features.shape[1], task.num_classes, num_fits)
     if seconds >= LONG:
-        what = f"{num_fits} fits to {len(train.labels):,} pictures, about {clock(seconds)}"
+        what = f"{num_fits} fits to {counted(len(train.labels), 'picture')}, about {clock(seconds)}"
         say(f"linear probe on {task.name}: {what}", quiet)
 
 

@@ -30,7 +30,7 @@ from moce.engine.devices import autocast
 from moce.engine.progress import clock, say, track
 from moce.engine.randomness import normal
 from moce.engine.trainer import without_decay
-from moce.errors import UserError
+from moce.errors import UserError, counted
 from moce.transfer.encoder import Encoder, Trainable
 from moce.transfer.metrics import Score
 from moce.transfer.probe import Outcome
@@ -236,10 +236,13 @@ def finetune(
     runs = choices * [train_rows] + [all_rows]
     num_images = sum(recipe.num_steps(len(rows)) * recipe.batch_size for rows in runs)
     text = (
-        f"{choices} learning rates on {len(train_rows):,} pictures and the best one" if choices else "one run"
+        f"{choices} learning rates on {counted(len(train_rows), 'picture')} and the best one"
+        if choices
+        else "one run"
     )
     say(
-        f"{what}: {text} on {len(all_rows):,}, {recipe.epochs} epochs each: {num_images:,} images to process",
+        f"{what}: {text} on {len(all_rows):,}, {counted(recipe.epochs, 'epoch')} each: "
+        f"{counted(num_images, 'image')} to process",
         quiet,
     )
 

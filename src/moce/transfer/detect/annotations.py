@@ -1,8 +1,8 @@
 """The annotations of a set in COCO's format, checked: boxes, categories and masks that can be learned from.
 
-A box may reach out of its picture, but one of which less than half lies inside is refused. Boxes without an area (COCO
-itself has a few) are counted and not learned from. Masks are polygons, run lengths as a list, or run lengths as COCO's
-text.
+A box may reach out of its picture, but one of which less than half lies inside is refused, and so is a width or height
+below 0. Boxes without an area (COCO itself has a few of width 0) are counted and not learned from. Masks are polygons,
+run lengths as a list, or run lengths as COCO's text.
 """
 
 import math
@@ -38,9 +38,7 @@ def read_split(path: Path) -> Split:
         by_id(content["categories"], path, "category"),
     )
     for number, image in images.items():
-        size = (image.get("height"), image.get("width"))
-        if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) and s > 0 for s in size):
-            raise UserError(f"{path}: image {number} needs a file_name, and a height and width above 0.")
+        check_image(image, f"{path}: image {number}")
     if not images:
         raise UserError(f"{path} lists no picture.")
     place = {of: index for index, of in enumerate(images)}
@@ -86,12 +84,33 @@ def by_id(rows: list[Any], path: Path, what: str) -> dict[int, dict[str, Any]]:
     return found
 
 
+def check_image(image: dict[str, Any], who: str) -> None:
+    """UserError for a picture without a name or a size."""
+    for key in ("height", "width"):
+        if isinstance(image.get(key), str):
+            raise UserError(
+                f"{who} has the {key} '{image[key]}' as a text: write it as a number, without quotes."
+            )
+    size = (image.get("height"), image.get("width"))
+    if not isinstance(image.get("file_name"), str) or not all(isinstance(s, int) and s > 0 for s in size):
+        raise UserError(f"{who} needs a file_name, and a height and width that are whole numbers above 0.")
+
+
 def check_box(box: Any, height: int, width: int, who: str) -> float:
-    """The area of a box's part that lies in the picture; UserError where that is less than half of it."""
+    """The area of a box's part that lies in the picture, 0 for a line or a point.
+
+    UserError for a side below 0, and where less than half of the box lies in the picture.
+    """
     if not is_numbers(box) or len(box) != 4:
         raise UserError(f"{who} needs a bbox of four numbers (left, top, width, height), not {box}.")
     left, top, wide, high = box
-    if wide <= 0 or high <= 0:
+    if wide < 0 or high < 0:
+        side = f"a width of {wide}" if wide < 0 else f"a height of {high}"
+        raise UserError(
+            f"{who} has the box {box}, with {side}: write left, top, width, height, which of corners x1, y1, x2, "
+            "y2 are x1, y1, x2 - x1, y2 - y1."
+        )
+    if wide == 0 or high == 0:
         return 0.0
     inside = max(min(left + wide, width) - max(left, 0), 0) * max(min(top + high, height) - max(top, 0), 0)
     if inside < INSIDE * wide * high:

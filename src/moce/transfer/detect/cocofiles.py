@@ -6,16 +6,15 @@ the folder, images/, train2017/ or images/train2017/, or in images.zip or train2
 """
 
 import os
-import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from moce.errors import UserError, did_you_mean
+from moce.images.annotated import COCO_FILE, refuse_other_kind
 from moce.images.arrays import UnreadableImage
 from moce.images.sources import bytes_of
 
-SPLIT_FILE = re.compile(r"instances_(train|val|test)(\d{4})?\.json")
 SHOWN = 3  # names in a sentence
 
 
@@ -24,6 +23,7 @@ def coco_folder(task: str, root: str | None) -> Path:
     folder = Path(task).expanduser()
     if folder.is_dir():
         return folder
+    refuse_other_kind(folder, "boxes")
     if root is None:
         beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(
@@ -42,7 +42,7 @@ def coco_folder(task: str, root: str | None) -> Path:
 def split_files(folder: Path) -> list[Path]:
     """The JSON files of all splits and years, in the folder and its annotations/."""
     places = [place for place in (folder, folder / "annotations") if place.is_dir()]
-    return [p for place in places for p in sorted(place.iterdir()) if SPLIT_FILE.fullmatch(p.name)]
+    return [p for place in places for p in sorted(place.iterdir()) if COCO_FILE.fullmatch(p.name)]
 
 
 def train_and_test(folder: Path) -> tuple[Path, Path, str]:
@@ -53,7 +53,7 @@ def train_and_test(folder: Path) -> tuple[Path, Path, str]:
     """
     years: dict[str, dict[str, Path]] = {}
     for path in split_files(folder):
-        match = SPLIT_FILE.fullmatch(path.name)
+        match = COCO_FILE.fullmatch(path.name)
         assert match is not None
         split, year = match[1], match[2] or ""
         if split in years.setdefault(year, {}):
@@ -66,6 +66,7 @@ def train_and_test(folder: Path) -> tuple[Path, Path, str]:
         tested_on = "test" if "test" in own else "val"
         if {"train", tested_on} <= own.keys():
             return own["train"], own[tested_on], tested_on
+    refuse_other_kind(folder, "boxes")
     there = {split for own in years.values() for split in own}
     listed = ", ".join(path.name for own in years.values() for path in own.values()) or "no such file"
     if "train" in there and there > {"train"}:
@@ -158,7 +159,7 @@ def find_pictures(folder: Path, annotations: Path, names: Sequence[str]) -> Pict
 
 def places(folder: Path, annotations: Path) -> Iterator[Pictures]:
     """Everywhere that a split's pictures may lie."""
-    match = SPLIT_FILE.fullmatch(annotations.name)
+    match = COCO_FILE.fullmatch(annotations.name)
     assert match is not None
     split = match[1] + (match[2] or "")
     for prefix in ("", "images/", f"{split}/", f"images/{split}/"):

@@ -17,6 +17,7 @@ from moce.engine.files import write_json
 from moce.engine.progress import say
 from moce.engine.runs import Run
 from moce.engine.trainer import Plan, train
+from moce.errors import counted
 from moce.images.loader import in_workers, survey
 from moce.images.sampler import Order
 from moce.transfer.dense import carried_out, learned, require_one_training, training_options, without_labels
@@ -84,7 +85,7 @@ def evaluated(
     scores, per_class = coco_map(task.test.ground_truth(read), results)
     say(
         f"{task.name}: box mAP {100 * (scores['box_map'] or 0):.2f}, mask mAP {100 * (scores['mask_map'] or 0):.2f} on "
-        f"{len(read)} pictures of {task.tested_on}",
+        f"{counted(len(read), 'picture')} of {task.tested_on}",
         config.quiet,
     )
     objects = [a for index in read for a in task.test.split.annotations[index]]
@@ -129,13 +130,14 @@ def evaluated(
 def told(task: CocoTask, usable: list[int], unreadable: list[list[int]]) -> str:
     """What is trained on and what is not, in a line."""
     parts = [
-        f"{task.name}: {len(usable):,} of {len(task.train):,} pictures of {task.train.split.path.name} have objects "
-        "to learn from"
+        f"{task.name}: objects to learn from in {len(usable):,} of {counted(len(task.train), 'picture')} of "
+        f"{task.train.split.path.name}"
     ]
     if broken := sum(map(len, unreadable)):
-        parts.append(f"{broken} cannot be read and are left out")
+        parts.append(f"{broken} cannot be read and {'is' if broken == 1 else 'are'} left out")
     if flat := task.train.split.num_flat:
-        parts.append(f"{flat} boxes have no area and are not learned from")
+        are = ("has", "is") if flat == 1 else ("have", "are")
+        parts.append(f"{counted(flat, 'box', 'boxes')} {are[0]} no area and {are[1]} not learned from")
     return "; ".join(parts)
 
 

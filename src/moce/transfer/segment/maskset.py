@@ -23,6 +23,7 @@ from moce.engine.files import read_json, sha256_of
 from moce.engine.progress import track
 from moce.engine.randomness import uniform
 from moce.errors import UserError, did_you_mean
+from moce.images.annotated import MASK_COLUMNS, refuse_other_kind
 from moce.images.arrays import UnreadableImage
 from moce.images.loader import in_workers
 from moce.images.parquet import ParquetImages
@@ -30,7 +31,6 @@ from moce.images.sources import FolderImages, Source
 from moce.images.tasks import SPLIT_SEED
 from moce.transfer.segment.masks import MOST_CLASSES, UNLABELLED, Classes, class_numbers, counted, named
 
-MASK_COLUMNS = ("mask", "annotation")
 PARTS = {"train": "training", "test": "validation"}  # ADE20K's names of the splits
 TESTED = 0.2  # of a file without splits
 
@@ -187,6 +187,7 @@ def open_mask_task(task: str, data_root: str | None, channels: int) -> MaskTask:
     path = Path(task).expanduser()
     if data_root is not None and not path.exists():
         path = Path(data_root).expanduser() / task
+    refuse_other_kind(path, "masks")
     if path.is_file():
         return file_task(path, channels)
     if not path.is_dir():

@@ -1,0 +1,30 @@
+"""Parts of sentences for people."""
+
+import pytest
+
+from moce.errors import counted, did_you_mean
+
+MODELS = ["gcvit_tiny", "vit_base_patch16_224", "vit_tiny_patch16_224", "vit_tiny_patch16_384_long"]
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "meant"),
+    [
+        ("vit_tinny", MODELS, "vit_tiny_patch16_224"),  # and not gcvit_tiny, of which more is the same
+        ("gcvit_tinny", MODELS, "gcvit_tiny"),
+        ("vit_tinny_patch16_384_long", MODELS, "vit_tiny_patch16_384_long"),
+        ("--epoch", ["--epochs-later", "--epochs", "--seed"], "--epochs"),
+        ("Capcity", ["capacity", "argmax"], "capacity"),
+        ("nothing", ["capacity", "argmax"], None),
+        ("", ["capacity"], None),
+    ],
+)
+def test_what_was_meant_is_like_the_word_or_begins_like_it(
+    word: str, choices: list[str], meant: str | None
+) -> None:
+    assert did_you_mean(word, choices) == (f" Did you mean '{meant}'?" if meant else "")
+
+
+def test_one_is_not_several() -> None:
+    assert [counted(n, "picture") for n in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert [counted(n, "box", "boxes") for n in (1, 2)] == ["1 box", "2 boxes"]
