@@ -187,7 +187,7 @@ def test_broken_pictures_in_a_tar_are_skipped_and_listed(command, tmp_path: Path
     images = f"wds:{tmp_path}/a.tar"
     done = command("pretrain", "--images", images, "--out", tmp_path / "out", *DEBUG)
     assert done.code == 0, done.stderr
-    assert "1 pictures cannot be read" in done.stderr
+    assert "1 picture cannot be read" in done.stderr
     assert (tmp_path / "out" / "unreadable.txt").read_text().split() == ["39", "a.tar", "z.jpg"]
 
 

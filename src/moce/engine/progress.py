@@ -11,11 +11,6 @@ TERMINAL_EVERY = 0.2
 LOG_EVERY = 15.0
 
 
-def counted(number: int, noun: str) -> str:
-    """'1 task', '1,200 tasks'."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def clock(seconds: float) -> str:
     """'1:05' or '2:03:09'."""
     whole = int(seconds + 0.5)

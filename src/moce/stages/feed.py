@@ -19,7 +19,7 @@ from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.randomness import uniform
 from moce.engine.trainer import Plan
-from moce.errors import UserError
+from moce.errors import UserError, counted
 from moce.images.augment import finish, flips
 from moce.images.loader import Batch, Survey, training_batches
 from moce.images.normalise import Normalisation
@@ -123,7 +123,7 @@ def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet:
     with write_whole(folder / "unreadable.txt") as temporary:
         temporary.write_text("".join(names), encoding="utf-8", errors="backslashreplace")
     say(
-        f"{len(names)} pictures cannot be read and are skipped; {folder / 'unreadable.txt'} lists them",
+        f"{counted(len(names), 'picture')} cannot be read and left out; {folder / 'unreadable.txt'} lists which",
         quiet,
     )
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from moce.engine.progress import clock, counted
+from moce.engine.progress import clock
+from moce.errors import counted
 from moce.study.pairs import CHANCE
 from moce.study.plan import BOUNDS
 from moce.study.summary import FITS

@@ -14,8 +14,8 @@ from typing import Any
 from moce import VERBS
 from moce.config import StudyConfig
 from moce.engine.files import write_json
-from moce.engine.progress import clock, counted, say
-from moce.errors import Busy
+from moce.engine.progress import clock, say
+from moce.errors import Busy, counted
 from moce.study.budget import Budget, Spent
 from moce.study.cells import (
     Cells,
