@@ -151,7 +151,11 @@ def distinct(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     once: dict[str, dict[str, Any]] = {}
     for result in results:
-        told = {name: result.get(name) for name in SAME} if result.get("model_fingerprint") else {**result, "file": None}
+        told = (
+            {name: result.get(name) for name in SAME}
+            if result.get("model_fingerprint")
+            else {**result, "file": None}
+        )
         once.setdefault(json.dumps(told, sort_keys=True, default=str), result)
     return list(once.values())
 

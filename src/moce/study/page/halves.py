@@ -14,7 +14,10 @@ def halves_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "out": study["out"],
             "intervals": any(
-                row[half]["pictures"] for found in study["transfer"] for row in found["tasks"] for half in HALVES
+                row[half]["pictures"]
+                for found in study["transfer"]
+                for row in found["tasks"]
+                for half in HALVES
             ),
             "corpus": study["corpus"],
             "halves": study["halves"],
