@@ -49,7 +49,7 @@ def test_an_evaluation_repeated_into_another_file_counts_once() -> None:
         {**first, **change}
         for change in (
             {"seed": 1}, {"settings": {"C": 10.0}}, {"value": 0.61}, {"model_fingerprint": "g"}, {"task": "b"},
-            {"method": "MoCE oracle"}, {"protocol": "knn"},
+            {"method": "MoCE oracle"}, {"protocol": "knn"}, {"num_train": 5},
         )
     ]  # fmt: skip
     assert distinct([first, *others, again]) == [first, *others]

@@ -11,7 +11,7 @@ from moce.study.intervals import Interval, interval, of_sum
 
 ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
-SAME = ("model_fingerprint", "method", "task", "protocol", "seed", "settings", "value")
+SAME = ("model_fingerprint", "method", "task", "protocol", "num_train", "num_test", "seed", "settings", "value")
 
 
 def is_evaluation(content: Any) -> bool:
@@ -147,7 +147,7 @@ def distinct(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     settings and value.
 
     The file that it came from, the commit and the seconds of measuring it again differ and say nothing new. A result
-    without a fingerprint of its weights, which older versions wrote, is compared whole but for its file.
+    that does not tell the fingerprint of its weights is compared whole, but for its file.
     """
     once: dict[str, dict[str, Any]] = {}
     for result in results:
