@@ -11,7 +11,17 @@ from moce.study.intervals import Interval, interval, of_sum
 
 ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
-SAME = ("model_fingerprint", "method", "task", "protocol", "num_train", "num_test", "seed", "settings", "value")
+SAME = (
+    "model_fingerprint",
+    "method",
+    "task",
+    "protocol",
+    "num_train",
+    "num_test",
+    "seed",
+    "settings",
+    "value",
+)
 
 
 def is_evaluation(content: Any) -> bool:
