@@ -12,7 +12,10 @@ from moce.config import ClusterConfig, ExpertsConfig, StudyConfig, resolve
 from moce.errors import UserError
 from moce.study import ablate
 from moce.study.factors import BUILT_IN, Base, factors_of
+from moce.study.page.factors import factor_sections
+from moce.study.pairs import CHANCE
 from moce.study.plan import Plan
+from moce.study.report import environment
 from moce.study.settings import read_settings
 
 SMALL = """
@@ -120,6 +123,33 @@ def test_the_study_measures_each_level_beside_the_base(tmp_path: Path, small_run
     made = json.loads((small_runs.clusters / "config.json").read_text())["options"]
     differ = {name for name in saved if saved[name] != made[name]} & set(ablate.CLUSTER_OPTIONS)
     assert differ == {"rounding"}  # the rest is that of the run that was named
+
+
+def test_the_page_explains_dots_where_they_are_drawn() -> None:
+    pair = {
+        "arm": "two",
+        "against": "base",
+        "value": 0.1,
+        "seeds": {"0": 0.1, "1": 0.1},
+        "tasks": 1,
+        "trainings": 2,
+    }
+    study = {
+        "kind": "ablate",
+        "out": "s",
+        "corpus": "photos",
+        "seeds": [0, 1],
+        "tasks": ["a"],
+        "finished": True,
+    }
+    study["factors"] = [{"name": "experts", "about": "", "base": {"num_experts": "4"}, "levels": ["two"]}]
+    study["tables"] = {"knn": {"mean": {"base": 0.5}, "shared": ["a"]}}
+    for pictures, said in (([0.05, 0.15], True), (None, False)):
+        sections = factor_sections([{**study, "differences": {"knn": [{**pair, "pictures": pictures}]}}])
+        template = environment().get_template("factors.html.j2")
+        text = template.render(sections={"factors": sections})
+        assert [word in text for word in ("<svg", "A dot right", "95 % intervals", CHANCE)] == [said] * 4
+        assert "+10.0" in text and ("(filled dots)" in text) == said
 
 
 @pytest.mark.parametrize(

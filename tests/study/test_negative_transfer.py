@@ -103,6 +103,24 @@ def test_the_better_half_is_chosen_on_validation_and_judged_on_test(tmp_path: Pa
     assert negative_transfer.transfer(plan, Measured(plan, cells[:2]), ["updates"]) == []  # not yet
 
 
+def test_the_page_explains_whiskers_where_they_are_drawn(tmp_path: Path) -> None:
+    own = {"value": 0.1, "pictures": [0.05, 0.15]}
+    row = {"task": "creatures", "A": own, "B": {**own, "value": 0.2}, "better": None, "improvement": None}
+    found = {"protocol": "knn", "equal": "updates", "tasks": [row], "either": 1}
+    found |= dict.fromkeys(("improved", "separable", "better_half"))
+    numbers = {"num_images": {"all": 4, "A": 2, "B": 2}, "classes": {"A": 1, "B": 1, "C": 0}, "by": "kinds"}
+    result = {"verb": "study", "kind": "negative-transfer", "out": "study", "corpus": "photos", "seeds": [0]}
+    result |= {"halves": numbers, "finished": True, "transfer": [found]}
+    (tmp_path / "study/cells").mkdir(parents=True)
+    for pictures, said in (([0.05, 0.15], True), (None, False)):
+        row["A"]["pictures"] = row["B"]["pictures"] = pictures
+        (tmp_path / "study/result.json").write_text(json.dumps(result))
+        moce.report([tmp_path / "study"], out=tmp_path / "page.html", quiet=True)
+        text = (tmp_path / "page.html").read_text("utf-8")
+        assert ("How to read it: whiskers" in text) == said
+        assert "Which half is the better one is chosen on validation pictures" in text
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole small study."""

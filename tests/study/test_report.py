@@ -337,6 +337,59 @@ def test_differences_that_stand_apart_are_coloured_and_others_are_not(tmp_path: 
     assert "of 2 differences about 1 would" in re.sub(r"\s+", " ", text)
 
 
+def page_of(folder: Path, *rows: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What `moce report` returns for evaluations, and its page with single spaces."""
+    (folder / "rows.json").write_text(json.dumps(rows))
+    found = moce.report([folder / "rows.json"], out=folder / "page.html", quiet=True)
+    return found, re.sub(r"\s+", " ", (folder / "page.html").read_text("utf-8"))
+
+
+def test_an_evaluation_in_two_files_is_shown_once(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(evaluation(seconds=8.0)))
+    (tmp_path / "b.json").write_text(json.dumps(evaluation(seconds=3.0)))
+    given = [tmp_path / "a.json", tmp_path / "b.json"]
+    found = moce.report(given, out=tmp_path / "page.html", quiet=True)
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert found["evaluations"] == 1 and "mean of 2" not in text and "How this number was got" in text
+    (tmp_path / "b.json").write_text(json.dumps(evaluation(seed=1)))
+    moce.report(given, out=tmp_path / "page.html", quiet=True)
+    assert "mean of 2" in Page((tmp_path / "page.html").read_text("utf-8")).text
+
+
+def test_a_metric_that_is_no_share_of_pictures_is_named_at_its_task(tmp_path: Path) -> None:
+    note = '<span class="soft">mean per class</span>'
+    _, text = page_of(tmp_path, evaluation("flowers", metric="mean_per_class", per_class=[0.5, 0.5]))
+    assert f"<bdi>flowers</bdi> {note}" in text
+    _, text = page_of(tmp_path, evaluation("flowers", metric="mean_per_class"), evaluation("birds"))
+    assert f"<bdi>flowers</bdi> {note}" in text and "<td><bdi>birds</bdi></td>" in text
+    _, text = page_of(tmp_path, evaluation("streets", protocol="segment", metric="miou"))
+    assert (
+        "mean intersection over union" in text and "<td><bdi>streets</bdi></td>" in text
+    )  # the heading says it
+
+
+def test_how_to_read_a_table_speaks_of_what_is_drawn(tmp_path: Path) -> None:
+    for protocol, metric in (("segment", "miou"), ("detect", "box_map")):
+        _, text = page_of(tmp_path, evaluation(protocol=protocol, metric=metric))
+        assert "How to read it" not in text and "interval" not in text.split("<main>")[1]
+        assert "there is one (0)" in text
+        rows = (
+            evaluation(method=m, protocol=protocol, metric=metric, value=v)
+            for m, v in (("MAE*", 0.1), ("MoCE", 0.2))
+        )
+        _, text = page_of(tmp_path, *rows)
+        assert "How to read it" not in text and "<summary>The differences in numbers</summary>" in text
+        assert "+10.0" in text and "The best of a row is bold." in text
+    _, text = page_of(tmp_path, evaluation(method="test_vit (random weights)"))
+    assert "How to read it: small numbers are 95 % intervals" in text and "<svg" not in text
+    assert "whiskers" not in text and "dot" not in text.split("<main>")[1]
+    assert "<th><bdi>test_vit (random weights)</bdi></th>" in text
+    _, text = page_of(tmp_path, evaluation(method="MAE*"), evaluation(value=0.55))
+    assert "small numbers and whiskers" in text and "(hollow dot)" in text
+    _, text = page_of(tmp_path, evaluation(method="MAE*", value=0.1), evaluation(value=0.9))
+    assert "small numbers and whiskers" in text and "hollow" not in text and "no whiskers cross 0" in text
+
+
 def test_names_of_classes_are_escaped(tmp_path: Path) -> None:
     names = ["<script>alert(1)<", "猫 & κουκουβάγια"]
     for label, name in enumerate(names):

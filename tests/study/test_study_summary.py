@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
@@ -369,6 +370,59 @@ def test_the_page_of_a_study(folder: Path, tmp_path: Path) -> None:
     assert "Primary endpoint" in text and "<bdi>MoCE oracle</bdi>" in text
     assert text.count('class="forest"') == 4  # the axis, two tasks, the mean
     assert "<script>" not in text
+
+
+def test_a_study_without_intervals_explains_none(folder: Path, tmp_path: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    pairs = result["differences"]["linear"]
+    for own in [result["primary"], *pairs, *(own for pair in pairs for own in pair["per_task"].values())]:
+        own |= dict.fromkeys({"pictures", "pictures_and_tasks"} & own.keys())
+    write_json(folder / "result.json", result)
+    moce.report(runs=[str(folder)], out=tmp_path / "page.html", quiet=True)
+    text = (tmp_path / "page.html").read_text().split("<main>")[1]
+    assert "Means of the seeds." in text and 'class="forest"' not in text
+    assert not [word for word in ("Dots are", "whiskers", "filled", CHANCE) if word in text]
+
+
+def test_a_file_of_a_study_names_the_folder_to_give(folder: Path, tmp_path: Path) -> None:
+    given = folder / "result.json"
+    with pytest.raises(UserError) as caught:
+        moce.report(runs=[str(given)], out=tmp_path / "page.html", quiet=True)
+    assert str(caught.value) == f"{given} is part of the study in {folder}; give the folder {folder}."
+    assert not (tmp_path / "page.html").exists()
+
+
+MEASURE = """<script>
+const all = name => [...document.querySelectorAll(name)], box = e => e.getClientRects()[0];
+document.title = JSON.stringify({
+  page: document.documentElement.scrollWidth - innerWidth,
+  tables: all(".scroll").map(e => e.scrollWidth - e.clientWidth),
+  broken: all("thead th .swatch").map(e => box(e).bottom <= box(e.nextElementSibling).top),
+});
+</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [700, 1100, 1600])
+def test_a_wide_table_fits_the_window(tmp_path: Path, browser: str, width: int) -> None:
+    """Every control and both references stand beside the method, as the study compares by default."""
+    names = ["MAE", "MAE*", "TokenMoE", "SDR", "random clusters", "MoCE", "MoCE random", "MoCE oracle"]
+    arms = [arm(n, (0,), strategy=n[5:] if n in ("MoCE random", "MoCE oracle") else "vote") for n in names]
+    cells = [cell(name, task, "11110000", metric="top1") for name in names for task in ("dtd10", "flowers17")]
+    result = summary(plan(arms, ("dtd10", "flowers17"), (0,)), Progress(cells, []))
+    (tmp_path / "study/cells").mkdir(parents=True)
+    write_json(tmp_path / "study/result.json", result)
+    page = tmp_path / "page.html"
+    moce.report(runs=[str(tmp_path / "study")], out=page, quiet=True)
+    page.write_text(page.read_text("utf-8").replace("</body>", MEASURE + "</body>"), "utf-8")
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000"]
+    command += ["--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    found = json.loads(done.stdout.split("<title>")[1].split("</title>")[0])
+    assert found["page"] <= 0  # it is never wider than the window
+    assert len(found["tables"]) >= 3
+    assert width < 1100 or set(found["tables"]) == {0}  # nothing lies behind a scroll bar
+    assert found["broken"] == [False] * 8  # no heading leaves its colour on a line of its own
 
 
 def test_a_study_is_told_from_other_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

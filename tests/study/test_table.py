@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from moce.study.table import Table, as_text, is_evaluation, tables
+from moce.study.table import Table, as_text, distinct, is_evaluation, tables
 
 
 def result(task: str, method: str, value: float, protocol: str = "linear", **more: Any) -> dict[str, Any]:
@@ -38,6 +38,26 @@ def test_several_seeds_are_averaged_and_a_file_given_twice_counts_once() -> None
     (table,) = tables([*rows, rows[0]])
     assert len(table.of("a", "MoCE")) == 2
     assert table.value("a", "MoCE") == pytest.approx(0.7)
+
+
+def test_an_evaluation_repeated_into_another_file_counts_once() -> None:
+    first = result(
+        "a", "MoCE", 0.6, model_fingerprint="f", settings={"C": 1.0}, seconds=8.1, file="a.json", commit="1"
+    )
+    again = {**first, "seconds": 3.9, "file": "b.json", "commit": "2", "model": "copy/of/it"}
+    others = [
+        {**first, **change}
+        for change in (
+            {"seed": 1}, {"settings": {"C": 10.0}}, {"value": 0.61}, {"model_fingerprint": "g"}, {"task": "b"},
+            {"method": "MoCE oracle"}, {"protocol": "knn"}, {"num_train": 5},
+        )
+    ]  # fmt: skip
+    assert distinct([first, *others, again]) == [first, *others]
+    (table,) = tables([first, again])
+    assert table.results == [first] and table.spread("a", "MoCE") is None
+    # What has no fingerprint may be of other weights: it is the same only when all of it is.
+    old = {**first, "model_fingerprint": None}
+    assert distinct([old, {**old, "file": "b.json"}, {**old, "seconds": 1}]) == [old, {**old, "seconds": 1}]
 
 
 def test_the_best_is_judged_as_printed_and_needs_a_rival() -> None:

@@ -17,6 +17,7 @@ from moce.model.weights import read_header, read_tensors
 from moce.stages.nearest import SHEET
 from moce.stages.patches import PATCHES_FILE
 from moce.study.inspect import CHOICE, Found, identify, read_metrics
+from moce.study.table import distinct
 
 THUMBS, CLUSTERS, MODEL, ROUTING = (
     "thumbs/thumbs.safetensors",
@@ -157,6 +158,7 @@ def gather(paths: tuple[str, ...]) -> Contents:
             contents.results += [{**result, "file": str(item.path)} for result in item.content]
         else:
             raise UserError(f"{item.path} is a file of a run; name the folder of the run instead.")
+    contents.results = distinct(contents.results)  # a file beside the folder that it came from, or a copy
     contents.runs.sort(key=lambda run: ORDER.index(run.method))
     order = [str(run.info.path) for run in contents.runs]
     for clusters in contents.cluster_sets:

@@ -123,8 +123,11 @@ def _evaluations(path: Path) -> Found:
     results = content if isinstance(content, list) else [content]
     if results and all(is_evaluation(result) for result in results):
         return Found("evaluations", path, results)
-    if (path.parent / CONFIG).is_file():
-        raise UserError(f"{path} is part of the run in {path.parent}; name that folder.")
+    folder = path.parent
+    if (folder / CONFIG).is_file():
+        raise UserError(f"{path} is part of the run in {folder}; give the folder {folder}.")
+    if (folder / RESULT).is_file() and read_study(folder) is not None:
+        raise UserError(f"{path} is part of the study in {folder}; give the folder {folder}.")
     raise UserError(
         f"{path} is not the result of `moce evaluate`, nor of anything else here that has a page."
     )

@@ -1,5 +1,6 @@
 """Evaluations as a table: tasks by methods, protocol by protocol, for the page and for the terminal."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,17 @@ from moce.study.intervals import Interval, interval, of_sum
 
 ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
+SAME = (
+    "model_fingerprint",
+    "method",
+    "task",
+    "protocol",
+    "num_train",
+    "num_test",
+    "seed",
+    "settings",
+    "value",
+)
 
 
 def is_evaluation(content: Any) -> bool:
@@ -140,12 +152,27 @@ class Table:
         return (min(values), max(values)) if len(values) > 1 else None
 
 
+def distinct(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results without those that say again what an earlier one says: the same weights, task, protocol, seed,
+    settings and value.
+
+    The file that it came from, the commit and the seconds of measuring it again differ and say nothing new. A result
+    that does not tell the fingerprint of its weights is compared whole, but for its file.
+    """
+    once: dict[str, dict[str, Any]] = {}
+    for result in results:
+        told = (
+            {name: result.get(name) for name in SAME}
+            if result.get("model_fingerprint")
+            else {**result, "file": None}
+        )
+        once.setdefault(json.dumps(told, sort_keys=True, default=str), result)
+    return list(once.values())
+
+
 def tables(results: list[dict[str, Any]]) -> list[Table]:
     """One table per protocol, in the order in which the protocols come; a result given twice counts once."""
-    once: list[dict[str, Any]] = []
-    for result in results:
-        if result not in once:
-            once.append(result)
+    once = distinct(results)
     protocols = dict.fromkeys(r["protocol"] for r in once)
     return [Table(p, [r for r in once if r["protocol"] == p]) for p in protocols]
 

@@ -43,7 +43,7 @@ def of_protocol(study: dict[str, Any], protocol: str) -> dict[str, Any] | None:
     ]
     return {
         "protocol": protocol,
-        "axis": forest_axis(reach),
+        "axis": forest_axis(reach) if any(pair["pictures"] for pair in found.values()) else None,
         "base": study["tables"][protocol]["mean"].get("base"),
         "shared": len(study["tables"][protocol]["shared"]),
         "factors": [factor for factor in factors if factor["rows"]],

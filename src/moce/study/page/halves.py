@@ -13,6 +13,12 @@ def halves_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "out": study["out"],
+            "intervals": any(
+                row[half]["pictures"]
+                for found in study["transfer"]
+                for row in found["tasks"]
+                for half in HALVES
+            ),
             "corpus": study["corpus"],
             "halves": study["halves"],
             "seeds": study["seeds"],

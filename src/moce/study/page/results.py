@@ -23,6 +23,7 @@ def result_section(table: Table) -> dict[str, Any]:
                 rows.append((colours[rival], value, ends, table.separable(task, rival)))
         return forest_row(rows, reach, f"differences to {table.baseline}") if rows else None
 
+    differences = [(task, m) for task in [*table.tasks, None] for m in rivals]
     asked = [(task, m) for task in table.tasks for m in rivals if table.difference_interval(task, m)]
     return {
         "table": table,
@@ -30,6 +31,9 @@ def result_section(table: Table) -> dict[str, Any]:
         "colours": colours,
         "axis": forest_axis(reach) if known else None,
         "forest": {task: drawn(task) for task in [*table.tasks, None]},
+        "intervals": any(table.interval(task, m) for task in table.tasks for m in table.methods),
+        "hollow": any(table.difference_interval(*d) and not table.separable(*d) for d in differences),
+        "several": any(table.spread(task, m) for task in table.tasks for m in table.methods),
         "asked": len(asked),
         "separable": sum(table.separable(task, m) for task, m in asked),
         "wins": {m: table.wins(m) for m in table.methods},

@@ -54,6 +54,7 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         "wins": table["wins"],
         "num_shared": len(table["shared"]),
         "axis": forest_axis(reach) if ends else None,
+        "intervals": any(pair["pictures"] for pair in pairs),
         "pairs": [{**pair, "out": stands_out(pair)} for pair in pairs],
         "not_resampled": not_resampled(fixed) if fixed else None,
         "gains": gain_part(result, protocol),
