@@ -104,3 +104,20 @@ def test_an_empty_file_has_nothing_to_lose_and_a_device_is_no_file(tmp_path: Pat
     assert said(file, ANSWER, capsys) == ""
     with pytest.raises(UserError, match="/dev/null: it is a device or a pipe; name a file"):
         said(Path("/dev/null"), ANSWER, capsys)
+
+
+@pytest.mark.parametrize("beside", ["config.json", None])
+def test_files_of_runs_and_studies_are_not_replaced(tmp_path: Path, beside: str | None) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(ANSWER if beside else {**ANSWER, "study": {"arm": "MAE"}}))
+    if beside:
+        (tmp_path / beside).write_text("{}")
+    before = file.read_bytes()
+
+    @verb(EvaluateConfig)
+    def stage(config: Any) -> Any:
+        pytest.fail("worked")
+
+    with pytest.raises(UserError, match="belongs to the run or study that it lies in; name another file"):
+        stage(model="runs/mae", task="flowers17", json=file)
+    assert file.read_bytes() == before

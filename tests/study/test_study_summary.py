@@ -323,7 +323,8 @@ def test_lines_of_an_older_version_stay(tmp_path: Path) -> None:
     old = {name: value for name, value in new.items() if name not in ("evaluation", "data")}
     text = ",".join(old) + "\n" + ",".join(["then", *list(old.values())[1:]]) + "\n"
     (tmp_path / "tried.csv").write_text(text)
-    assert add_to(tmp_path / "tried.csv", [new]) == 1
+    assert add_to(tmp_path / "tried.csv", [new]) == 0, "the same, as far as the old line says"
+    assert add_to(tmp_path / "tried.csv", [new, {**new, "seed": "1"}]) == 1
     rows = list(csv.DictReader((tmp_path / "tried.csv").read_text().splitlines()))
     assert [row["date"] for row in rows] == ["then", new["date"]] and rows[0]["data"] == ""
 

@@ -1,7 +1,8 @@
 """The file of --json before it is written again: what it holds, so that no answer is replaced without a word.
 
 The same question asked again replaces its answer silently. An answer to another question is replaced too, and named; a
-file that holds anything else is refused before the work starts.
+file that holds anything else, or belongs to a run or a study, is refused before the work starts. A question is its
+model, task, protocol, seed and shots: other settings replace an answer silently.
 """
 
 from pathlib import Path
@@ -22,6 +23,8 @@ def earlier_answers(path: str | Path) -> list[dict[str, Any]]:
 
     UserError where it cannot be written, or holds something else.
     """
+    from moce.engine.runs import CONFIG, RESULT  # which imports what imports this
+
     require_writable(path)
     path = Path(path)
     if not path.exists() or not path.stat().st_size:
@@ -31,6 +34,9 @@ def earlier_answers(path: str | Path) -> list[dict[str, Any]]:
     except UserError:
         content = None
     found = content if isinstance(content, list) else [content]
+    in_run = path.name == RESULT and (path.parent / CONFIG).is_file()
+    if in_run or any("study" in answer for answer in found if isinstance(answer, dict)):
+        raise UserError(f"--json {path} belongs to the run or study that it lies in; name another file.")
     if not found or not all(map(is_answer, found)):
         raise UserError(
             f"--json {path} is there and is no result of moce, so it is not replaced; name another file, or remove it."

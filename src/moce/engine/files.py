@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -61,25 +61,35 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def held(path: str | Path, wait: bool = True) -> Iterator[None]:
-    """Keep other processes that ask for the same out of the block, by a lock file at `path`, which stays.
+def locked(path: str | Path, wait: bool = False) -> IO[str]:
+    """A lock file that this process holds until it is closed; it goes with the process, however that ends.
 
-    Raises Busy where another process holds it, unless it is waited for.
+    Raises Busy where another process holds it, unless it is waited for, and UserError where there can be none.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 - closed below, whatever happens in the block
+        lock = open(path, "w")  # noqa: SIM115 - held until it is closed
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}; choose another place.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    # A forked worker holds the lock as well, and may outlive a killed process by seconds.
+    os.register_at_fork(after_in_child=lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if isinstance(error, BlockingIOError):
             raise Busy(
                 f"Another process is working in {path.parent}; wait for it or choose another --out."
             ) from None
+        raise UserError(f"{path} cannot be locked: {error.strerror}; choose another place.") from None
+    return lock
+
+
+@contextmanager
+def held(path: str | Path, wait: bool = True) -> Iterator[None]:
+    """Keep other processes that ask for the same out of the block, by a lock file at `path`, which stays."""
+    with locked(path, wait):
         yield
 
 

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -18,9 +17,9 @@ from typing import IO, Any
 from moce import __version__
 from moce.config import changed_method_options
 from moce.engine.boards import Boards
-from moce.engine.files import drop_leftovers, read_json, require_space, write_json, write_whole
+from moce.engine.files import drop_leftovers, locked, read_json, require_space, write_json, write_whole
 from moce.engine.processes import group
-from moce.errors import Busy, UserError
+from moce.errors import UserError
 
 CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
 LEAST_SPACE = 64 * 2**20  # bytes that a run folder's disk must have free before anything starts
@@ -110,16 +109,7 @@ class Run:
 
     def acquire(self) -> None:
         """Take the folder's lock for this process; it goes with the process, however that ends."""
-        self._lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until the run is closed
-        # A forked worker holds the lock as well, and may outlive a killed process by seconds.
-        os.register_at_fork(after_in_child=self._lock.close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise Busy(
-                f"Another process is working in {self.path}; wait for it or choose another --out."
-            ) from None
+        self._lock = locked(self.path / LOCK)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the run."""

@@ -122,8 +122,9 @@ def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet:
         return
     with write_whole(folder / "unreadable.txt") as temporary:
         temporary.write_text("".join(names), encoding="utf-8", errors="backslashreplace")
+    are = "is" if len(names) == 1 else "are"
     say(
-        f"{counted(len(names), 'picture')} cannot be read and left out; {folder / 'unreadable.txt'} lists which",
+        f"{counted(len(names), 'picture')} cannot be read and {are} left out; {folder / 'unreadable.txt'} lists which",
         quiet,
     )
 

@@ -10,18 +10,17 @@ cell of an older version does not say of which pictures it is, and counts. A cel
 run cost, so that cells alone, copied together from several machines, make up a study.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moce.config import EvaluateConfig, changed_method_options, resolve
-from moce.engine.files import read_json
+from moce.engine.files import held, read_json
 from moce.engine.runs import RESULT, read_run
-from moce.errors import UserError
+from moce.errors import Busy, UserError
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.table import is_evaluation
 
@@ -223,14 +222,13 @@ class Cells:
     def claimed(self, cell: Cell) -> Iterator[bool]:
         """Hold a cell while it is measured; False where another process of this machine or share does."""
         path = self.plan.out / ".locks" / "-".join(cell.file.with_suffix(".lock").parts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                stack.enter_context(held(path, wait=False))
+            except Busy:
                 yield False
-            else:
-                yield True
+                return
+            yield True
 
 
 def is_finished(stage: Stage) -> bool:

@@ -117,22 +117,24 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     budget = Budget(config.budget_minutes)
     with held(out / ".lock", wait=False):  # two at a time would time each other
         found = measured(options, out, budget, config.quiet)
-    result = {
-        "verb": "study",
-        "schema": 1,
-        "kind": config.kind,
-        "out": str(out),
-        "corpus": "",
-        "finished": not found["left_out"],
-        "cells": {"there": found.pop("num_parts"), "left": len(found["left_out"])},
-        **found,
-        "seconds": round(budget.seconds, 1),
-        "commit": source_commit(),
-    }
-    write_json(out / RESULT, result)
-    text = markdown(cost_tables(found["rows"]))
-    with write_whole(out / "table.md") as temporary:
-        temporary.write_text("\n".join([text, *(f"{note}\n" for note in found["notes"])]), encoding="utf-8")
+        result = {
+            "verb": "study",
+            "schema": 1,
+            "kind": config.kind,
+            "out": str(out),
+            "corpus": "",
+            "finished": not found["left_out"],
+            "cells": {"there": found.pop("num_parts"), "left": len(found["left_out"])},
+            **found,
+            "seconds": round(budget.seconds, 1),
+            "commit": source_commit(),
+        }
+        write_json(out / RESULT, result)
+        text = markdown(cost_tables(found["rows"]))
+        with write_whole(out / "table.md") as temporary:
+            temporary.write_text(
+                "\n".join([text, *(f"{note}\n" for note in found["notes"])]), encoding="utf-8"
+            )
     say(f"{text}\n{out / 'table.md'}", config.quiet)
     if found["left_out"]:
         left = ", ".join(found["left_out"])
@@ -210,7 +212,7 @@ def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dic
         "torch": torch.__version__,
     }
     if part == "search" and options.moce is not None:
-        here["run"] = read_run(options.moce, "train-experts").result()["fingerprint"]
+        here["run"] = read_run(options.moce, "train-experts").result().get("fingerprint")
     return {**{name: getattr(options, name) for name in names}, **here}
 
 

@@ -10,11 +10,11 @@ from moce.study.cells import seconds_of
 from moce.study.plan import Plan, Stage
 
 
-def origin(plan: Plan, results: list[dict[str, Any]], config: str | None) -> dict[str, Any]:
+def origin(plan: Plan, results: list[dict[str, Any]], file: str | None) -> dict[str, Any]:
     """Of every run and cell that is there: {config, commits, torch, hosts, training_seconds, evaluation_seconds}.
 
-    `config` is the text of the study's file, null for the built-in one. Runs of other places than OUT/runs, which the
-    study takes as they are, are among the commits and hosts but not among the seconds.
+    `file`, and `config`, is the text of the study's file, null for the built-in one. Runs of other places than
+    OUT/runs, which the study takes as they are, are among the commits and hosts but not among the seconds.
     """
     stages = {
         stage.path: stage for arm in plan.arms for last in arm.models.values() for stage in last.chain()
@@ -27,7 +27,7 @@ def origin(plan: Plan, results: list[dict[str, Any]], config: str | None) -> dic
     }
     commits = {found.get("commit") for found in described} | {r.get("commit") for r in results}
     return {
-        "config": None if config is None else Path(config).read_text(encoding="utf-8"),
+        "config": file,
         "commits": sorted(commit for commit in commits if commit),
         "torch": sorted(version for version in torches if version),
         "hosts": [dict(host) for host in sorted(hosts, key=str)],
@@ -56,13 +56,13 @@ def told(found: dict[str, Any], kind: str) -> str:
         f"`moce study {kind}`"
         + (" with this file:" if found["config"] is not None else ", the built-in small study."),
     ]
-    if found["config"] is not None:
+    if found["config"] is not None:  # whose seeds those of the command line replace; the first line has them
         lines += ["", "```toml", found["config"].strip(), "```"]
     lines += [
         "",
         f"Commits {', '.join(commit[:12] for commit in found['commits']) or 'unknown'}; torch "
-        f"{', '.join(found['torch'])}; runs made on {hosts or 'unknown machines'}. The study's own training took "
-        f"{clock(found['training_seconds'])}, its evaluations {clock(found['evaluation_seconds'])}.",
+        f"{', '.join(found['torch']) or 'unknown'}; runs made on {hosts or 'unknown machines'}. The study's own "
+        f"training took {clock(found['training_seconds'])}, its evaluations {clock(found['evaluation_seconds'])}.",
         "",
     ]
     return "\n".join(lines)

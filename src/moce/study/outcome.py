@@ -26,11 +26,12 @@ def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[st
     `more` gives what a study has beyond the tables, which it is shown: further keys of result.json, and a text at the
     end of table.md.
     """
+    file = None if config.config is None else Path(config.config).read_text(encoding="utf-8")  # as it is now
     prepare(plan.out, config)
     progress = carry_out(plan, config)
     result = summary(plan, progress)
     further, text = more(plan, progress, result) if more else ({}, "")
-    result |= further | {"origin": origin(plan, progress.results, config.config)}
+    result |= further | {"origin": origin(plan, progress.results, file)}
     write(plan, config, progress, result, text + told(result["origin"], plan.kind))
     if not config.quiet:
         show(plan, progress)
@@ -44,7 +45,9 @@ def prepare(out: Path, config: StudyConfig) -> None:
     known = {"runs", "cells"}
     if out.is_dir() and (there := {p.name for p in out.iterdir()}) and not there & known:
         raise UserError(f"--out {out} is not empty and holds no study; name an empty or new folder.")
-    if (out / RESULT).is_file() and (kind := read_json(out / RESULT).get("kind")) not in (None, config.kind):
+    earlier = read_json(out / RESULT) if (out / RESULT).is_file() else None
+    kind = earlier.get("kind") if isinstance(earlier, dict) else None
+    if kind not in (None, config.kind):
         raise UserError(f"--out {out} holds a study of another kind, {kind}; name another folder.")
     require_writable(out / RESULT)
     if config.tried is not None:

@@ -114,9 +114,12 @@ def add_to(path: Path, new: list[dict[str, str]]) -> int:
 def _add(path: Path, new: list[dict[str, str]]) -> int:
     there = read(path)
     known = {tuple(row[name] for name in KEY) for row in there}
+    # Lines of older versions do not say by which evaluation, on which pictures.
+    earlier = {tuple(row[name] for name in KEY if name in EARLIER) for row in there if not row["data"]}
     added = []
     for row in new:
-        if (key := tuple(row[name] for name in KEY)) not in known:
+        key = tuple(row[name] for name in KEY)
+        if key not in known and tuple(row[name] for name in KEY if name in EARLIER) not in earlier:
             known.add(key)
             added.append(row)
     if added or not path.exists():

@@ -5,8 +5,8 @@
     knn                                   by labels: the best nearest neighbours on validation pictures
     oracle                                by labels: the best on validation by the very protocol that is then reported
 
-The last two try every sub-model that some cluster leads to. The oracle bounds from above what a choice can gain, the
-random one from below; neither is a method.
+The last two try every sub-model that some cluster leads to. The oracle and the random one are references for a choice,
+no methods, and bound nothing: the best on validation need not be the best on test.
 """
 
 import dataclasses
