@@ -128,3 +128,14 @@ def test_commands_in_the_documentation_exist() -> None:
         words = command.partition("#")[0].split()
         if words[0] not in LATER and "--help" not in words:
             parse(words)
+
+
+def test_links_of_the_documentation_lead_somewhere(files: list[Path]) -> None:
+    lost = []
+    for page in (path for path in files if path.suffix == ".md"):
+        links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S))
+        targets = {link.partition("#")[0] for link in links if "://" not in link}
+        lost += [
+            f"{page.name}: {name}" for name in sorted(targets) if name and not (page.parent / name).exists()
+        ]
+    assert not lost, "no such files"
