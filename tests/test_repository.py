@@ -55,7 +55,7 @@ def test_no_file_names_a_registry_host(files: list[Path]) -> None:
 
 
 def test_no_file_holds_a_path_of_one_machine(files: list[Path]) -> None:
-    # Not inside a longer path or an address: data/work/ and example/home/ are nobody's machine.
+    # Not inside a longer path or an address, where such a name is nobody's machine.
     assert lines_with(files, r"(?<![\w.~-])(" + "|".join(map(re.escape, MACHINE_PATHS)) + ")") == []
 
 
