@@ -20,7 +20,7 @@ from moce.engine.files import read_json
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
-from moce.study.cells import evaluate_options, fingerprints, other_pictures
+from moce.study.cells import Waits, evaluate_options, fingerprints, other_pictures
 from moce.study.compare import SMALL
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.settings import arms_of, plan_of, read_settings
@@ -296,17 +296,28 @@ def test_the_learning_rate_of_fine_tuning_is_chosen_once(small_runs: Any, tmp_pa
     assert other["grid"]["lr"] == [chooser["lr"]]
 
 
-def test_every_seed_takes_the_learning_rate_of_its_own_seed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lr_seed", "lr"), [(None, 1e-3), (1, 4e-3)])
+def test_every_seed_takes_the_learning_rate_of_the_first(
+    tmp_path: Path, lr_seed: int | None, lr: float
+) -> None:
     arms = [Arm(name, {s: Stage(f"{name} {s}") for s in (0, 1)}) for name in ("MAE*", "MoCE")]
-    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [0, 1], lr_from="MAE*")
-    for seed, lr in enumerate((1e-3, 4e-3)):
+    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [0, 1], lr_from="MAE*", lr_seed=lr_seed)
+    for seed, rate in enumerate((1e-3, 4e-3)):
         chosen = {"schema": 1, "task": "a", "protocol": "finetune", "metric": "top1", "value": 0.5}
-        chosen |= {"settings": {"lr": lr}, "study": {}, "model": "m", "method": "MAE*", "num_test": 8}
+        chosen |= {"settings": {"lr": rate}, "study": {}, "model": "m", "method": "MAE*", "num_test": 8}
         path = tmp_path / "cells" / Cell(arms[0], "a", "finetune", seed).file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(chosen))
-    own = [evaluate_options(plan, Cell(arms[1], "a", "finetune", seed)) for seed in (0, 1)]
-    assert own == [{"lrs": [1e-3]}, {"lrs": [4e-3]}]
+    own = {(c.arm.name, c.seed): evaluate_options(plan, c) for c in plan.cells()}
+    assert own.pop(("MAE*", lr_seed or 0)) == {}
+    assert list(own.values()) == [{"lrs": [lr]}] * 3
+
+
+def test_what_the_chooser_of_another_process_has_not_chosen_yet_is_waited_for(tmp_path: Path) -> None:
+    arms = [Arm(name, {s: Stage(f"{name} {s}") for s in (1, 2)}) for name in ("MAE*", "MoCE")]
+    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [1, 2], lr_from="MAE*", lr_seed=0)
+    waits = [evaluate_options(plan, cell) for cell in plan.cells()]
+    assert [str(w.cell) for w in waits if isinstance(w, Waits)] == ["MAE*, a, finetune, seed 0"] * 4
 
 
 # Time

@@ -97,12 +97,10 @@ def evaluate_options(plan: Plan, cell: Cell) -> dict[str, Any] | Waits:
     options = dict(plan.evaluate.get(cell.protocol, {}))
     if cell.arm.strategy is not None:
         options["strategy"] = cell.arm.strategy
-    chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
-    if cell.protocol == "finetune" and chooser is not None and chooser is not cell.arm:
-        first = Cell(chooser, cell.task, cell.protocol, cell.seed)
-        content = read_cell(plan.out / "cells" / first.file)
+    if (chooser := plan.chooser(cell)) is not None:
+        content = read_cell(plan.out / "cells" / chooser.file)
         if content is None:
-            return Waits(first)
+            return Waits(chooser)
         options["lrs"] = [content["settings"]["lr"]]
     return options
 

@@ -116,7 +116,8 @@ class Plan:
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
-    lr_from: str | None = None  # the arm whose validation chooses the learning rate of fine-tuning for all
+    lr_from: str | None = None  # the arm whose validation chooses a task's learning rate of fine-tuning for all,
+    lr_seed: int | None = None  # with this seed; None: the first
 
     def arm(self, name: str) -> Arm | None:
         """The arm of that name."""
@@ -153,6 +154,15 @@ class Plan:
         drawn = self.evaluate.get(protocol, {}).get("shots") is not None or arm.strategy == "random"
         same = arm.seedless and protocol in PROBES and not drawn
         return list(arm.models)[: 1 if same else None]
+
+    def chooser(self, cell: Cell) -> Cell | None:
+        """The cell whose learning rate of fine-tuning another takes; None where it chooses its own."""
+        arm = None if self.lr_from is None else self.arm(self.lr_from)
+        if arm is None or cell.protocol != "finetune":
+            return None
+        seed = self.seeds[0] if self.lr_seed is None else self.lr_seed
+        first = Cell(arm, cell.task, cell.protocol, seed)
+        return None if cell.file == first.file else first
 
     def measured(self, arm: Arm, protocol: str) -> bool:
         """Whether an arm is measured by a protocol; references are only probed."""

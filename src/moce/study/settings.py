@@ -290,6 +290,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
         images=settings.images,
         start=dense,
         evaluate=settings.evaluate,
+        lr_seed=(content.get("seeds") or seeds)[0],
         **{key: content[key] for key in ("method", "baseline", "lr_from") if key in content},
     )
     if plan.method == plan.baseline:
