@@ -323,7 +323,7 @@ class CustomizeConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Common):
+class EvaluateConfig(Distributed):
     """Measure what a model is worth on a task."""
 
     model: str = given("a run folder, a customised model, timm:NAME or hf:NAME (ViTMAE)", positional=True)
@@ -339,7 +339,8 @@ class EvaluateConfig(Common):
     )
     out: str | None = output(
         None,
-        "detect, segment: folder of checkpoints, predictions and pictures; by default beside --json, of its name",
+        "finetune, detect, segment: folder of checkpoints, weights, predictions and pictures; by default beside "
+        "--json, of its name",
     )
     data_root: str | None = given("folder that the named tasks are in", default=None)
     download: bool = given(
@@ -378,9 +379,12 @@ class EvaluateConfig(Common):
         "detect: side in patches of the windows that all but four blocks see (C: 14); 0: all see everything",
         at_least=0,
     )
-    checkpoint_minutes: float = speed(5.0, "detect, segment: time between checkpoints", at_least=0)
+    precision: Literal["auto", "fp32", "bf16"] = speed(
+        "auto", "finetune, detect, segment: auto trains in bf16 where the hardware multiplies in it"
+    )
+    checkpoint_minutes: float = speed(5.0, "finetune, detect, segment: time between checkpoints", at_least=0)
     checkpoint_steps: int = speed(
-        0, "detect, segment: steps between checkpoints; 0: by time alone", at_least=0
+        0, "finetune, detect, segment: steps between checkpoints; 0: by time alone", at_least=0
     )
     k: tuple[int, ...] = method(
         (1, 5, 10, 20, 50), "knn: neighbours that validation chooses from", at_least=1

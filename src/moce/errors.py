@@ -21,6 +21,10 @@ class Busy(UserError):
     """A folder that another process works in; whoever has other things to do does those first."""
 
 
+class NotFinite(UserError):
+    """Training whose loss or weights have left the numbers; whoever has another learning rate takes that."""
+
+
 class ProcessLost(RuntimeError):
     """Another process of the same run is gone; the message is one sentence for people, the exit code 1."""
 

@@ -3,9 +3,6 @@
 import fcntl
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from same_numbers import assert_same_numbers, lines, weights
+from started import start_both
 from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
 
 import moce
@@ -30,33 +28,6 @@ class Two(NamedTuple):
     seen: list[dict[str, Any]]
     codes: list[int]
     said: list[str]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-def start_both(*arguments: object, cwd: Path) -> list[subprocess.Popen]:
-    """The same command as processes 0 and 1 of a run, without torchrun."""
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -457,7 +457,7 @@ def test_what_detection_cannot_do(small_runs, shapes: Path, tmp_path: Path) -> N
         ({"task": "all", "data_root": shapes.parent}, "name one set in COCO's format"),
         ({"lrs": (1e-3, 1e-4)}, "give one learning rate as --lrs"),
         ({"protocol": "knn,detect"}, "--protocol detect goes alone"),
-        ({"protocol": "knn"}, "--out is for --protocol detect"),
+        ({"protocol": "knn"}, "--out is for --protocol finetune, detect, segment"),
         ({"image_size": 72}, "multiple of 32; give 64"),
         ({"model": "timm:test_convnext?pretrained=false"}, "gives no map of patches"),
         ({"model": small_runs.moce, "strategy": "knn"}, "give --strategy vote"),

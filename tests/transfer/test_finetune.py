@@ -1,23 +1,28 @@
-import itertools
+import json
 import math
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from moce.config import EvaluateConfig, Training
+from moce.engine.runs import open_run
 from moce.errors import UserError
+from moce.images.loader import Batch
 from moce.transfer.encoder import Trainable
 from moce.transfer.finetune import (
     Classifier,
     Recipe,
+    Tuning,
     binary_loss,
-    factor,
     finetune,
     mixed,
     parameter_groups,
-    train,
 )
+from moce.transfer.learning import BETA2
 from moce.transfer.metrics import scorer
 from moce.transfer.probe import Outcome
 
@@ -84,13 +89,19 @@ class ToyFeed:
             image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1.0
         self.trained_on: list[set[int]] = []
 
-    def training(self, rows: Tensor, recipe: Recipe, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(recipe.seed)
+    def training(self, rows: Tensor, recipe: Recipe, steps: range, rank: int, world: int) -> Iterator[Batch]:
         self.trained_on.append(set())
-        for _ in range(num_steps):
+        for step in steps:
+            generator = torch.Generator().manual_seed(recipe.seed + step)
             batch = rows[torch.randint(len(rows), (recipe.batch_size,), generator=generator)]
             self.trained_on[-1].update(batch.tolist())
-            yield self.images[batch], self.labels[batch]
+            yield Batch(batch, batch, batch)  # indices stand for the pictures, which are floats here
+
+    def prepared(self, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        return self.images[batch.indices], self.labels[batch.indices]
+
+    def were_read(self, rows: Tensor) -> None:
+        assert not rows.numel() or rows.max() < len(self.labels)
 
     def centred(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for part in rows.split(50):
@@ -98,21 +109,43 @@ class ToyFeed:
 
 
 def run(
-    encoder: FakeEncoder, lrs: list[float], pool: ToyFeed | None = None, recipe: Recipe = RECIPE
+    encoder: FakeEncoder,
+    lrs: list[float],
+    pool: ToyFeed | None = None,
+    recipe: Recipe = RECIPE,
+    *,
+    folder: Path | None = None,
+    num_val: int = 32,
+    test: ToyFeed | None = None,
+    by: str = "top1",
+    quiet: bool = True,
+    checkpoint_steps: int = 0,
 ) -> Outcome:
-    rows = torch.arange(160)
-    return finetune(
-        encoder,
-        pool or ToyFeed(160, 1),
-        rows[:128],
-        rows[128:],
-        ToyFeed(100, 2),
-        4,
-        scorer("top1", 4),
-        recipe,
-        lrs,
-        CPU,
+    """Fine-tune on 160 pictures of which the last are for validation, in a `folder`, by default one that goes."""
+    pool = pool or ToyFeed(160, 1)
+    rows, num_train = torch.arange(len(pool.labels)), len(pool.labels) - num_val
+    options = Training(
+        batch_size=recipe.batch_size,
+        weight_decay=recipe.weight_decay,
+        beta2=BETA2,
+        device="cpu",
+        checkpoint_steps=checkpoint_steps,
+        quiet=quiet,
     )
+    tuning = Tuning(encoder, pool, 4, recipe, options, "fine-tuning on quarters")
+    config = EvaluateConfig(model="fake", task="quarters", protocol="finetune", quiet=True)
+    with tempfile.TemporaryDirectory() as temporary, open_run(folder or temporary, "evaluate", config) as own:
+        made = (
+            own,
+            tuning,
+            rows[:num_train],
+            rows[num_train:],
+            test or ToyFeed(100, 2),
+            scorer(by, 4),
+            lrs,
+            CPU,
+        )
+        return finetune(*made)[0]
 
 
 def test_learns_a_toy_problem_and_chooses_the_rate_that_does() -> None:
@@ -166,19 +199,8 @@ def test_one_learning_rate_needs_no_choice() -> None:
 
 
 def test_without_validation_pictures_the_middle_rate_is_taken() -> None:
-    pool, rows = ToyFeed(20, 1), torch.arange(20)
-    outcome = finetune(
-        FakeEncoder(),
-        pool,
-        rows,
-        rows[:0],
-        ToyFeed(20, 2),
-        4,
-        scorer("top1", 4),
-        RECIPE,
-        [1e-2, 1e-4, 1e-3],
-        CPU,
-    )
+    pool = ToyFeed(20, 1)
+    outcome = run(FakeEncoder(), [1e-2, 1e-4, 1e-3], pool, num_val=0)
     assert (outcome.settings["lr"], outcome.settings["val_score"]) == (1e-3, None)
     assert len(pool.trained_on) == 1
 
@@ -192,14 +214,11 @@ def test_several_classes_a_picture() -> None:
         labels[feed.labels % 2 == 0, 3] = 1
         labels[::7, 1] = -1
         feed.labels = labels
-    rows, score = torch.arange(160), scorer("mAP11", 4)
-    outcome = finetune(
-        FakeEncoder(), feeds[0], rows[:128], rows[128:], feeds[1], 4, score, RECIPE, [1e-6, 1e-2], CPU
-    )
+    outcome = run(FakeEncoder(), [1e-6, 1e-2], feeds[0], test=feeds[1], by="mAP11")
     assert outcome.settings["lr"] == 1e-2
     assert outcome.predictions.shape == outcome.labels.shape == (100, 4)
     assert 0 <= outcome.predictions.min() and outcome.predictions.max() <= 1
-    assert score(outcome.predictions, outcome.labels) > 0.9
+    assert scorer("mAP11", 4)(outcome.predictions, outcome.labels) > 0.9
 
 
 def test_what_cannot_be_judged_is_not_in_the_loss() -> None:
@@ -219,7 +238,7 @@ def test_an_auxiliary_loss_is_part_of_the_loss() -> None:
 
 
 def test_the_cost_is_said_beforehand(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run(FakeEncoder(), [1e-3, 1e-2])
+    outcome = run(FakeEncoder(), [1e-3, 1e-2], quiet=False)
     # 128 pictures, 8 epochs = 64 steps of 16, twice; then 160 pictures = 80 steps.
     assert outcome.settings["images_processed"] == 2 * 1024 + 1280
     assert "3,328 images to process" in capsys.readouterr().err
@@ -229,7 +248,7 @@ def test_the_time_is_said_after_the_first_steps(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moce.transfer.finetune.LONG", 0.0)
-    run(FakeEncoder(), [1e-3, 1e-2])
+    run(FakeEncoder(), [1e-3, 1e-2], quiet=False)
     assert capsys.readouterr().err.count("in all, by its first steps") == 1
 
 
@@ -254,16 +273,6 @@ def test_layers_get_their_own_rates() -> None:
     assert scales["encoder.norm.weight"]["weight_decay"] == 0
 
 
-def test_warm_up_then_cosine() -> None:
-    factors = [factor(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert factors[10] == 1
-    assert factors[55] == pytest.approx(0.5)
-    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
-    assert factors[-1] < 1e-3
-    assert factor(0, 1, 0.1) <= 1
-
-
 def test_mixup_mixes_pictures_and_targets_alike() -> None:
     images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2)
     targets = torch.eye(4)
@@ -282,9 +291,41 @@ def test_the_first_prediction_is_nearly_uniform() -> None:
     assert loss.item() == pytest.approx(math.log(4), abs=1e-3)
 
 
-def test_training_ends_early_when_the_loss_is_lost() -> None:
-    classifier = Classifier(Layers(), 16, 4, seed=0)
-    seen = []
-    feed = ToyFeed(64, 1)
-    assert not train(classifier, feed.training(torch.arange(64), RECIPE, 400), RECIPE, 1e38, 400, seen.append)
-    assert len(seen) < 400
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_was_tried_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption in the final training: the rates keep their scores, and it goes on after its checkpoint."""
+    wanted = run(FakeEncoder(), [1e-3, 1e-2], folder=tmp_path / "whole", checkpoint_steps=30)
+    pool, prepared = ToyFeed(160, 1), ToyFeed.prepared
+
+    def interrupted(self: ToyFeed, batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor]:
+        steps.append(len(pool.trained_on))
+        if steps.count(3) == 50:
+            raise KeyboardInterrupt
+        return prepared(self, batch, recipe)
+
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyFeed, "prepared", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(FakeEncoder(), [1e-3, 1e-2], pool, folder=tmp_path / "cut", checkpoint_steps=30)
+    assert "checkpoints/step-000000030.safetensors" in files(tmp_path / "cut")
+    pool.trained_on.clear()
+    outcome = run(FakeEncoder(), [1e-3, 1e-2], pool, folder=tmp_path / "cut", checkpoint_steps=30)
+    assert len(pool.trained_on) == 1
+    assert outcome.settings == wanted.settings
+    assert outcome.predictions.equal(wanted.predictions)
+    whole, cut = ((tmp_path / name / "classifier.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_of_the_trainings_the_last_one_s_weights_stay(tmp_path: Path) -> None:
+    run(FakeEncoder(), [1e-3, 1e38], folder=tmp_path, checkpoint_steps=30)
+    kept = {name for name in files(tmp_path) if name.endswith(".safetensors")}
+    assert kept == {"classifier.safetensors"}
+    scores = [
+        json.loads((tmp_path / f"lr-{lr:g}/result.json").read_text())["val_score"] for lr in (1e-3, 1e38)
+    ]
+    assert scores[0] > 0.2 and scores[1] is None

@@ -71,6 +71,18 @@ class Group:
         """The part of `range(count)` that falls to this process."""
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
+    def batches(self, count: int, size: int) -> range:
+        """The part of `range(count)` that falls to this process, in whole batches of `size` but for the last one."""
+        own = self.share(-(-count // size))
+        return range(min(own.start * size, count), min(own.stop * size, count))
+
+    def part_of_mean(self, count: int, total: int) -> float:
+        """What a mean over `count` of `total` rows, this process's, counts where the mean over processes is taken.
+
+        The mean over processes of part x mean is then the mean over all rows; 1 where all have as many.
+        """
+        return count * self.world / total if self.world > 1 else 1.0
+
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, in the order of their ranks."""
         if self.world == 1:
@@ -94,6 +106,29 @@ class Group:
         """What any process has."""
         own = torch.tensor(sorted(items), dtype=torch.int64)
         return set(self.gather(own).tolist())
+
+    def collect(self, items: list[T]) -> list[T]:
+        """In process 0 the items of all processes, in the order of their ranks; in the others their own."""
+        if self.world == 1:
+            return items
+        lists: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(items, lists, dst=0, group=self.beside)
+        return items if lists is None else [item for own in lists for item in own]
+
+    def leading(self, do: Callable[[], T]) -> T:
+        """Do it in process 0, and then in the others, which find what it left: a file that had to be fetched.
+
+        UserError in all where process 0 has one.
+        """
+        if self.world == 1:
+            return do()
+        done: list[T] = []
+
+        def first() -> None:
+            done.append(do())
+
+        self.once(first)
+        return done[0] if done else do()
 
     def once(self, do: Callable[[], T]) -> T:
         """Do it in process 0 alone while the others wait; what it gives, or its UserError, in all."""

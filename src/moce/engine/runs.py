@@ -115,6 +115,15 @@ class Run:
         """Write a JSON file of the run."""
         self.once(lambda: write_json(self.path / name, content))
 
+    def drop(self, name: str) -> None:
+        """Delete a file or folder of the run that is not needed any more."""
+
+        def delete() -> None:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+        self.once(delete)
+
     def metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and draw it."""
         self.once(lambda: self._append(line))

@@ -30,7 +30,7 @@ from moce.engine.processes import Group, group
 from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
 from moce.engine.shards import Opening, Sealed, bring_together, here, spread
-from moce.errors import UserError, counted
+from moce.errors import NotFinite, counted
 
 
 class Objective(Protocol):
@@ -97,8 +97,13 @@ def parameter_groups(
     ]
 
 
-def fabric_of(device: torch.device, bf16: bool, processes: Group, shard: bool = False) -> Any:
-    """Fabric for one process, or for one of several that share their gradients (DDP) or all their weights (FSDP2)."""
+def fabric_of(
+    device: torch.device, bf16: bool, processes: Group, shard: bool = False, unused: bool = False
+) -> Any:
+    """Fabric for one process, or for one of several that share their gradients (DDP) or all their weights (FSDP2).
+
+    With `unused`, there may be parameters that a step gives no gradient.
+    """
     from lightning_fabric import Fabric  # seconds to import, and bad input should be answered before
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
@@ -124,12 +129,12 @@ def fabric_of(device: torch.device, bf16: bool, processes: Group, shard: bool = 
             tensor_parallel_size=1,
         )
     elif processes.world > 1:
-        # Every parameter gets a gradient in every step, an expert without pictures zeros: nothing is searched for.
+        # Of ours every parameter gets a gradient in every step, an expert without pictures zeros.
         # Buffers are constants; older torch has another name for leaving them alone.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {
-            "find_unused_parameters": False,
+            "find_unused_parameters": unused,
             "gradient_as_bucket_view": True,
             buffers: False,
         }
@@ -151,17 +156,18 @@ def train(
     config: Training,
     what: str,
     lower: str = "--base-lr",
+    unused: bool = False,
 ) -> dict[str, Any]:
     """Train `objective` for `plan.num_steps`, continuing from the run's newest checkpoint.
 
     `batches(first step, rank, processes)` yields this process's share of each global batch. Returns what goes into
-    the run's result. Raises UserError when the loss is not finite, naming the option to `lower`; the last good
-    checkpoint stays.
+    the run's result. Raises NotFinite when the loss is not finite, naming the option to `lower`; the last good
+    checkpoint stays. With `unused`, there may be parameters that a step gives no gradient (networks of others).
     """
     processes = group()
     device = pick_device(config.device)
     bf16 = multiplies_in_bf16(device, config.precision)
-    fabric = fabric_of(device, bf16, processes, config.shard)
+    fabric = fabric_of(device, bf16, processes, config.shard, unused)
     # What is spread cannot be made whole again in its place, so a copy is: it is that which trains.
     working = copy.deepcopy(objective) if config.shard else objective.to(device)
     module = fabric.setup_module(Opening(working) if config.shard else working)
@@ -272,7 +278,7 @@ def averages(sums: dict[str, Tensor]) -> dict[str, Any]:
 def require_finite(
     sums: dict[str, Tensor], module: nn.Module, step: int, run: Run, lower: str = "--base-lr"
 ) -> None:
-    """UserError when loss or weights have left the numbers since the last check; asked before they are saved.
+    """NotFinite when loss or weights have left the numbers since the last check; asked before they are saved.
 
     All processes ask, and hear the same.
     """
@@ -281,7 +287,7 @@ def require_finite(
     if not math.isfinite(total.item()):
         kept = checkpoints(run.path)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before"
-        raise UserError(
+        raise NotFinite(
             f"The loss is not finite at step {step}: {where}; take a lower {lower}"
             f"{', or --precision fp32,' if lower == '--base-lr' else ''} and another --out or --overwrite."
         )

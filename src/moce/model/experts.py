@@ -377,13 +377,6 @@ def expected_choices(
     return 1 - torch.special.ndtr((threshold - logits_NE) / std)
 
 
-def load_loss(
-    logits_NE: Float[Tensor, "rows experts"], noisy_NE: Float[Tensor, "rows experts"], top_k: int, std: float
-) -> Float[Tensor, ""]:
-    """Balance of the expected number of rows per expert (V-MoE, load loss)."""
-    return squared_variation(expected_choices(logits_NE, noisy_NE, top_k, std).sum(dim=0))
-
-
 # The model
 
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from moce.config import CustomizeConfig, pair, verb
 from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
+from moce.engine.processes import group
 from moce.engine.progress import say, track
 from moce.engine.randomness import uniform
 from moce.engine.runs import earlier_run, open_run, read_run
@@ -114,23 +115,27 @@ def count_votes(
     quiet: bool = True,
     seed: int = 0,
 ) -> Votes:
-    """Assign all pictures of a task."""
+    """Assign all pictures of a task; each process looks at its part."""
+    processes = group()
+    own = torch.tensor(processes.batches(len(source), batch_size), dtype=torch.int64)
     votes = torch.zeros(assigner.num_clusters, dtype=torch.int64)
-    total, cosines = torch.zeros(assigner.centroids.shape[1], dtype=torch.float64), []
+    total = torch.zeros(assigner.centroids.shape[1], dtype=torch.float64)
+    cosines = [torch.empty(0)]
     with track(len(source), "looking at the task", quiet=quiet) as bar:
         for _, images in centred_batches(
-            source, assigner.image_size, batch_size, num_workers, assigner.crop_pct, quiet
+            source, assigner.image_size, batch_size, num_workers, assigner.crop_pct, quiet, own
         ):
             features = assigner.features(images)
             labels, embedded = assigner.assign(features), assigner.embed(features)
             votes += labels.bincount(minlength=assigner.num_clusters)
             total += embedded.double().sum(dim=0)
             cosines.append(assigner.cosines(embedded, labels))
-            bar.advance(len(images))
+            bar.advance(len(images) * processes.world)  # the others are as far, more or less
+    votes, total = processes.sum(votes), processes.sum(total)
     num_images = int(votes.sum())
     if not num_images:
         raise UserError(f"No picture of {source.uri} can be read.")
-    mean_cosine = float(torch.cat(cosines).double().mean())
+    mean_cosine = float(processes.gather(torch.cat(cosines)).double().mean())
     means = subset_means(num_images, assigner.cosine_quantiles.double().numpy(), seed)
     low, middle, high = np.quantile(means, (LEAST_PERCENTILE / 100, 0.5, 1 - LEAST_PERCENTILE / 100)).tolist()
     percentile = float((means <= mean_cosine).mean() * 100)

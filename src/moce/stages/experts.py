@@ -47,7 +47,7 @@ from moce.model.experts import (
 )
 from moce.model.subnets import GroupRouter
 from moce.model.weights import fingerprint, load_model, save_model
-from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared, share
+from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared
 from moce.stages.membership import CLUSTERS_FILE, Clusters, read_clusters
 from moce.stages.patches import PATCHES_FILE, write_patches
 from moce.stages.starts import new_experts
@@ -116,7 +116,7 @@ class ExpertsObjective(nn.Module):
         router = self._router(batch, device)
         output = self.trained(images, noise, router)
         # Means over pictures count by the share of the batch that is here; a gate's losses are of the whole batch.
-        part = share(len(images), self.config)
+        part = group().part_of_mean(len(images), self.config.batch_size)
         logs = {"reconstruction": output.loss * part}
         loss = logs["reconstruction"]
         fading = distill_share(batch.progress, self.config.distill_until)

@@ -106,15 +106,6 @@ def cropped_on(device: torch.device, cache_gib: float) -> torch.device | None:
     return device if cache_gib * 2**30 < free / 4 else None  # the rest is for training
 
 
-def share(num_images: int, config: Training) -> float:
-    """What a mean over `num_images` of the batch, this process's, counts where the mean over processes is taken.
-
-    The mean over processes of share x mean is then the mean over the whole batch; 1 where all have as many.
-    """
-    world = group().world
-    return num_images * world / config.batch_size if world > 1 else 1.0
-
-
 def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet: bool) -> None:
     """Name the pictures that were skipped in the run folder, and say so."""
     names = [f"{i}\t{source.name(i)}\n" for i in sorted(indices)]

@@ -21,7 +21,7 @@ from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_
 from moce.model.foreign import is_foreign, load_foreign, read_foreign, shape_of
 from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
-from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared, share
+from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared
 
 
 class DenseObjective(nn.Module):
@@ -40,7 +40,8 @@ class DenseObjective(nn.Module):
         device = self.trained.mask_token.device
         images = prepared(batch, self.config, device, self.pixels)
         noise = mask_noise(batch, self.config.seed, self.trained.shape.num_patches, device)
-        return self.trained(images, noise).loss * share(len(images), self.config), {}
+        part = group().part_of_mean(len(images), self.config.batch_size)
+        return self.trained(images, noise).loss * part, {}
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """AdamW's groups at the peak of base_lr * batch / 256."""

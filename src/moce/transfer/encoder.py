@@ -27,13 +27,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from moce.engine.files import read_json
+from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.runs import CONFIG, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
 from moce.images.sources import Source
 from moce.model.autoencoder import MaskedAutoencoder, fuses_attention
-from moce.model.experts import ExpertAutoencoder, TokenRouter, importance_loss, load_loss
+from moce.model.experts import ExpertAutoencoder, TokenRouter, expected_choices, squared_variation
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
@@ -251,11 +252,13 @@ class RoutedViT(Trainable):
     def auxiliary_loss(self) -> Float[Tensor, ""]:
         """Importance and load of the clean gates, half of the weight each, mean of the expert layers."""
         assert self._router is not None, "no forward pass yet"
-        shape, losses = self.model.expert_shape, []
+        shape, sums = self.model.expert_shape, []
         for logits in self._router.logits.values():
-            load = load_loss(logits, logits, shape.top_k, max(shape.noise / shape.num_experts, 1e-6))
-            losses.append((importance_loss(logits.softmax(dim=1)) + load) / 2)
-        return self.balance * torch.stack(losses).mean()
+            std = max(shape.noise / shape.num_experts, 1e-6)
+            load = expected_choices(logits, logits, shape.top_k, std)
+            sums.append(torch.stack([logits.softmax(dim=1).sum(dim=0), load.sum(dim=0)]))
+        # Of the batch of all processes, like the losses that the gates were trained with.
+        return self.balance * squared_variation(group().total(torch.stack(sums))).mean()
 
 
 def require_map(encoder: Encoder, protocol: str) -> Trainable:
@@ -333,7 +336,7 @@ def load_encoder(
     if is_foreign(path):
         from moce.transfer.rivals import foreign_encoder
 
-        return foreign_encoder(path, device, quiet, image_size)
+        return group().leading(lambda: foreign_encoder(path, device, quiet, image_size))
     folder = model_folder(path)
     if routed_by(path) is not None:
         from moce.transfer.submodels import open_submodels  # which makes its encoders of what stands here

@@ -8,22 +8,26 @@ import torch
 
 from moce.config import EvaluateConfig, pair, verb
 from moce.engine.devices import pick_device
+from moce.engine.processes import group
 from moce.engine.progress import clock, say, track
+from moce.engine.runs import Run
 from moce.errors import UserError, counted, did_you_mean
 from moce.images.loader import survey
 from moce.images.sources import Source
 from moce.images.tasks import Task, few_shots, open_tasks, split
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
-from moce.transfer.finetune import LONG, Recipe, finetune
+from moce.transfer.finetune import LONG, Recipe, Tuning, finetune
+from moce.transfer.learning import BY_LABELS, carried_out, training_options
 from moce.transfer.metrics import images_per_class, listed, per_class, score, scorer
 from moce.transfer.pictures import Joined, Pictures, labelled
 from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
 from moce.transfer.results import ending, heading, strategy_named
-from moce.transfer.submodels import BY_LABELS, open_submodels
+from moce.transfer.submodels import open_submodels
 
 PROTOCOLS = ("knn", "linear", "finetune", "detect", "segment")
 ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures
+TRAINING = ("finetune", *ALONE)  # protocols whose trainings are runs in a folder
 
 
 @verb(EvaluateConfig)
@@ -36,13 +40,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     """
     protocols = protocols_of(config.protocol)
     device = pick_device(config.device)
-    if config.out is not None and not set(protocols) & set(ALONE):
-        raise UserError(f"--out is for --protocol {', '.join(ALONE)}; the result goes where --json says.")
+    if config.out is not None and not set(protocols) & set(TRAINING):
+        raise UserError(f"--out is for --protocol {', '.join(TRAINING)}; the result goes where --json says.")
     if set(protocols) & set(ALONE):
         result = alone(protocols[0], config, device)
         say(table([result]), config.quiet)
         return result
-    tasks = open_tasks(config.task, config.data_root, channels_of(config.model), config.download)
+    channels = group().leading(lambda: channels_of(config.model))
+    tasks = group().leading(lambda: open_tasks(config.task, config.data_root, channels, config.download))
     if config.shots is not None:
         tasks = [few_shots(task, config.shots, config.seed) for task in tasks]
     image_size = None if config.image_size is None else pair(config.image_size)
@@ -57,7 +62,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
         for protocol in protocols:
             if encoder is None or strategy == "oracle":  # which has another sub-model for each protocol
                 encoder = encoder_for(task, protocol, strategy, image_size, config, device)
-            results.append(evaluate_task(task, encoder, protocol, config, device))
+            if protocol == "finetune":
+                folder = task.name.replace("/", "-") if len(tasks) > 1 else ""
+                results.append(finetuned(task, encoder, config, device, folder))
+            else:
+                results.append(evaluate_task(task, encoder, protocol, config, device))
             say(table(results[-1:], header=len(results) == 1), config.quiet)
     for protocol in protocols:
         if len(tasks) > 1:
@@ -171,17 +180,34 @@ def encoder_for(
     return open_submodels(config.model, device, image_size).by_score(strategy, score, config.quiet)
 
 
-def evaluate_task(
-    task: Task, encoder: Encoder, protocol: str, config: EvaluateConfig, device: torch.device
+def finetuned(
+    task: Task, encoder: Encoder, config: EvaluateConfig, device: torch.device, folder: str
 ) -> dict[str, Any]:
-    """The result of one task by one protocol, as JSON."""
-    start = time.perf_counter()
+    """The result of fine-tuning on one task, as JSON; its run lies in a `folder` of the evaluation's."""
+    splits = [source for source in (task.train, task.val, task.test) if source is not None]
+    inputs = {"model": encoder.fingerprint, "task": "+".join(source.fingerprint() for source in splits)}
+    own = dataclasses.replace(config, task=task.name, protocol="finetune")
+    return carried_out(
+        own, inputs, lambda run, _: evaluate_task(task, encoder, "finetune", config, device, run), folder
+    )
+
+
+def evaluate_task(
+    task: Task,
+    encoder: Encoder,
+    protocol: str,
+    config: EvaluateConfig,
+    device: torch.device,
+    run: Run | None = None,
+) -> dict[str, Any]:
+    """The result of one task by one protocol, as JSON; fine-tuning is done in a run."""
+    start, trainings = time.perf_counter(), list[dict[str, Any]]()
     pool, train_rows, val_rows = pool_of(task)
     pictures, test = (
         Pictures(source, encoder, device, config.num_workers, config.quiet) for source in (pool, task.test)
     )
-    if protocol == "finetune":
-        outcome = tuned(task, encoder, pictures, train_rows, val_rows, test, config, device)
+    if run is not None:
+        outcome, trainings = tuned(run, task, encoder, pictures, train_rows, val_rows, test, config, device)
         counts = {"num_train": len(train_rows), "num_val": len(val_rows)}
     else:
         train, val, tested = labelled(pictures, train_rows), labelled(pictures, val_rows), labelled(test)
@@ -206,8 +232,9 @@ def evaluate_task(
             "crop_pct": encoder.crop_pct,
             "interpolation": encoder.interpolation,
         },
+        **({"training": trainings[-1]} if trainings else {}),
         "chosen_on": chosen_on(task, protocol),
-        **ending(encoder, time.perf_counter() - start),
+        **ending(encoder, max(time.perf_counter() - start, sum(t["seconds"] for t in trainings))),
     }
 
 
@@ -266,6 +293,7 @@ def say_cost_of_fits(task: Task, train: Labelled, num_fits: int, quiet: bool) ->
 
 
 def tuned(
+    run: Run,
     task: Task,
     encoder: Encoder,
     pool: Pictures,
@@ -274,23 +302,13 @@ def tuned(
     test: Pictures,
     config: EvaluateConfig,
     device: torch.device,
-) -> Outcome:
-    """Fine-tuning of the whole encoder."""
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Fine-tuning of the whole encoder, and what each training took."""
     recipe = Recipe(config.epochs, config.batch_size, config.layer_decay, config.seed)
-    return finetune(
-        encoder,
-        pool,
-        train_rows,
-        val_rows,
-        test,
-        task.num_classes,
-        scorer(task.metric, task.num_classes),
-        recipe,
-        config.lrs,
-        device,
-        what=f"fine-tuning on {task.name}",
-        quiet=config.quiet,
-    )
+    options = training_options(config, recipe.weight_decay)
+    tuning = Tuning(encoder, pool, task.num_classes, recipe, options, f"fine-tuning on {task.name}")
+    chosen_by = scorer(task.metric, task.num_classes)
+    return finetune(run, tuning, train_rows, val_rows, test, chosen_by, config.lrs, device)
 
 
 def table(results: list[dict[str, Any]], header: bool = True) -> str:

@@ -10,15 +10,18 @@ The learning rate is chosen on val, then the encoder starts again on train + val
 learning rate needs no choice and skips the runs on train alone; without validation pictures (few shots) it is the
 middle one of the grid.
 
+    FOLDER/            the run of the final training: its metrics, classifier.safetensors, result.json
+    FOLDER/lr-0.001/   that of a learning rate which was tried: its metrics, and its score on val
+
 Where pictures show several classes the loss is the binary cross-entropy of every class that can be judged, without
-smoothing.
+smoothing. Several processes take their part of every batch and of the pictures to predict; mixup mixes within a part.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,18 +29,24 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from moce.engine.devices import autocast
-from moce.engine.progress import clock, say, track
+from moce.config import Training
+from moce.engine.processes import group
+from moce.engine.progress import clock, say
 from moce.engine.randomness import normal
-from moce.engine.trainer import without_decay
-from moce.errors import UserError, counted
+from moce.engine.runs import Run, open_run
+from moce.engine.trainer import Plan, train, without_decay
+from moce.errors import NotFinite, UserError, counted
+from moce.images.loader import Batch
 from moce.transfer.encoder import Encoder, Trainable
+from moce.transfer.learning import CHECKPOINTS, forward_flops, learned
 from moce.transfer.metrics import Score
 from moce.transfer.probe import Outcome
 
 MEASURED = 4  # steps that say how long all of it will take
 LONG = 10.0  # seconds from which on that is worth a line
 HEAD_STD = 2e-5  # the official code's: the first prediction is uniform, whatever the features' scale
+WEIGHTS = "classifier.safetensors"
+LR_OPTION = "--lrs"
 
 
 @dataclass(frozen=True)
@@ -67,14 +76,22 @@ class Feed(Protocol):
     labels: Int64[Tensor, "images *classes"]
 
     def training(
-        self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
-    ) -> Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]]:
-        """`num_steps` batches of augmented, normalised pictures of these rows, with their classes."""
+        self, rows: Int64[Tensor, "rows"], recipe: Recipe, steps: range, rank: int, world: int
+    ) -> Iterable[Batch]:
+        """The part of process `rank` of `world` of these batches of augmented pictures of these rows."""
+
+    def prepared(
+        self, batch: Batch, recipe: Recipe
+    ) -> tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]:
+        """Normalised pictures of a batch of training and their classes, on the device."""
 
     def centred(
         self, rows: Int64[Tensor, "rows"]
     ) -> Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch"]]]:
         """Every one of these rows once, not augmented: (pictures, rows)."""
+
+    def were_read(self, rows: Int64[Tensor, "rows"]) -> None:
+        """Note rows that some process has read."""
 
 
 class Headed(nn.Module):
@@ -124,14 +141,6 @@ def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float
     return list(groups.values())
 
 
-def factor(step: int, num_steps: int, warmup: float) -> float:
-    """The learning rate of a step over its peak: linear warm-up, then half a cosine down to 0."""
-    rising = warmup * num_steps
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1.0, num_steps - rising)))
-
-
 def mixed(
     images: Float[Tensor, "batch channels h w"],
     targets: Float[Tensor, "batch classes"],
@@ -144,54 +153,69 @@ def mixed(
     return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
 
 
-def train(
-    classifier: Classifier,
-    batches: Iterable[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]],
-    recipe: Recipe,
-    lr: float,
-    num_steps: int,
-    advance: Callable[[int], None] = lambda count: None,
-) -> bool:
-    """Train in place; False, and an early end, where the loss is no longer finite."""
-    classifier.train()
-    device = classifier.head.weight.device
-    groups = parameter_groups(classifier, recipe.layer_decay, recipe.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), fused=True)
-    total = torch.zeros((), device=device)
-    for step, (images, labels) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["scale"] * factor(step, num_steps, recipe.warmup)
-        several = labels.ndim == 2
-        targets = labels if several else F.one_hot(labels, classifier.head.out_features).float()
-        if recipe.mixup > 0:
-            assert not several, "what cannot be judged cannot be mixed"
-            images, targets = mixed(images, targets, recipe.mixup, recipe.seed, step)
-        with autocast(device, "auto"):
-            logits = classifier(images)
-        if several:
-            loss = binary_loss(logits.float(), labels)
+class Step(NamedTuple):
+    """What a training step reads."""
+
+    number: int
+    batch: Batch
+
+
+class Classification(nn.Module):
+    """What the training loop trains: the loss of a batch of crops."""
+
+    def __init__(
+        self, classifier: Classifier, encoder: Encoder, feed: Feed, recipe: Recipe, lr: float
+    ) -> None:
+        super().__init__()
+        self.trained, self.feed, self.recipe, self.lr = classifier.train(), feed, recipe, lr
+        self.encoder = encoder
+
+    def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """(loss, nothing more to log)."""
+        images, labels = self.feed.prepared(step.batch, self.recipe)
+        if labels.ndim == 2:
+            assert not self.recipe.mixup, "what cannot be judged cannot be mixed"
+            loss = binary_loss(self.trained(images), labels)
         else:
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.smoothing)
-        auxiliary = classifier.encoder.auxiliary_loss()
-        if auxiliary is not None:
-            loss = loss + auxiliary
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-        advance(len(labels))
-        if (step + 1) % 50 == 0 and not total.isfinite():  # one sync in 50 steps
-            return False
-    return bool(total.isfinite())
+            targets = F.one_hot(labels, self.trained.head.out_features).float()
+            if self.recipe.mixup > 0:
+                images, targets = mixed(images, targets, self.recipe.mixup, self.recipe.seed, step.number)
+            smoothing = self.recipe.smoothing
+            loss = F.cross_entropy(self.trained(images).float(), targets, label_smoothing=smoothing)
+            loss = loss * group().part_of_mean(len(labels), self.recipe.batch_size)
+        auxiliary = self.trained.encoder.auxiliary_loss()
+        return (loss if auxiliary is None else loss + auxiliary), {}
+
+    def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
+        """Smaller learning rates further down, no decay of norms and biases."""
+        groups = parameter_groups(self.trained, self.recipe.layer_decay, config.weight_decay)
+        return [{**group, "peak_lr": self.lr * float(str(group.pop("scale")))} for group in groups]
+
+    def flops_per_image(self) -> int:
+        """Of a step: three times those of a forward pass."""
+        return 3 * forward_flops(self.trained, self.encoder, self.trained.head.weight.device)
+
+    def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
+        """Nothing beyond the loss."""
+        return dict(logged)
+
+    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
+        """Nothing to warn about."""
+        return None
 
 
 def binary_loss(
     logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """Mean binary cross-entropy of what can be judged: labels 1 and 0, not -1."""
-    judged = (labels >= 0).float()
-    sums = F.binary_cross_entropy_with_logits(logits, labels.clamp_min(0).float(), judged, reduction="sum")
-    return sums / judged.sum().clamp_min(1)
+    """Mean binary cross-entropy of what can be judged in the batch of all processes: labels 1 and 0, not -1.
+
+    It is this process's part, so that the mean over processes is that mean.
+    """
+    judged, world = (labels >= 0).float(), group().world
+    own = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.clamp_min(0).float(), judged, reduction="sum"
+    )
+    return own * world / group().sum(judged.sum()).clamp_min(1)
 
 
 @torch.no_grad()
@@ -200,34 +224,85 @@ def predict(
 ) -> tuple[Shaped[Tensor, "readable *classes"], Int64[Tensor, "readable *classes"]]:
     """(predicted, true) of those of the rows whose picture can be read: classes, or probabilities of several."""
     classifier.eval()
-    found, seen = [], []
+    own = group().share(len(rows))
     several = feed.labels.ndim == 2
-    for images, batch in feed.centred(rows):
+    width = classifier.head.out_features
+    found = [torch.empty(0, width, dtype=torch.float64) if several else torch.empty(0, dtype=torch.int64)]
+    seen = [torch.empty(0, dtype=torch.int64)]
+    for images, batch in feed.centred(rows[own.start : own.stop]):
         logits = classifier(images)
         # In float64, where large logits do not all become 1.
         found.append((logits.double().sigmoid() if several else logits.argmax(dim=1)).cpu())
         seen.append(batch.cpu())
-    return torch.cat(found), feed.labels[torch.cat(seen)]
+    readable = group().gather(torch.cat(seen))
+    feed.were_read(readable)
+    return group().gather(torch.cat(found)), feed.labels[readable]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One fine-tuning of an encoder on a task, and how it is told of."""
+
+    encoder: Encoder
+    pool: Feed
+    num_classes: int
+    recipe: Recipe
+    options: Training
+    what: str
+
+    def classifier(self, device: torch.device) -> Classifier:
+        """An encoder that starts again, with a new head."""
+        encoder = self.encoder.trainable()
+        return Classifier(encoder, self.encoder.width, self.num_classes, self.recipe.seed).to(device)
+
+    def fit(
+        self,
+        run: Run,
+        classifier: Classifier,
+        rows: Int64[Tensor, "rows"],
+        lr: float,
+        told: Callable[[Iterator[Step]], Iterator[Step]],
+    ) -> dict[str, Any]:
+        """Train in place, from the newest checkpoint on; what it took. NotFinite where the loss is lost."""
+        recipe, num_steps = self.recipe, self.recipe.num_steps(len(rows))
+
+        def batches(first: int, rank: int, world: int) -> Iterator[Step]:
+            steps = range(first, num_steps)
+            return told(map(Step, steps, self.pool.training(rows, recipe, steps, rank, world)))
+
+        return learned(
+            run,
+            classifier,
+            WEIGHTS,
+            lambda: train(
+                run,
+                Classification(classifier, self.encoder, self.pool, recipe, lr),
+                batches,
+                Plan(num_steps, len(rows), recipe.batch_size, recipe.warmup),
+                self.options,
+                f"{self.what}, learning rate {lr:g}",
+                LR_OPTION,
+                unused=True,
+            ),
+        )
 
 
 def finetune(
-    encoder: Encoder,
-    pool: Feed,
+    run: Run,
+    tuning: Tuning,
     train_rows: Int64[Tensor, "train"],
     val_rows: Int64[Tensor, "val"],
     test: Feed,
-    num_classes: int,
     score: Score,
-    recipe: Recipe,
     lrs: Sequence[float],
     device: torch.device,
-    what: str = "fine-tuning",
-    quiet: bool = False,
-) -> Outcome:
-    """Choose the learning rate on `val_rows` of `pool`, train on all of it, predict `test` once.
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """Choose the learning rate on `val_rows` of the pool, train on all of it, predict `test` once.
 
-    Without `val_rows` the middle one is taken. UserError where no learning rate keeps the loss finite.
+    Returns the outcome and what each training took, the final one last. Without `val_rows` the middle rate is taken.
+    UserError where no learning rate keeps the loss finite. An interrupted call continues in the folder of its `run`.
     """
+    recipe, pool, what, quiet = tuning.recipe, tuning.pool, tuning.what, tuning.options.quiet
     lrs = sorted(set(lrs))
     if not len(val_rows):
         lrs = lrs[len(lrs) // 2 :][:1]
@@ -245,38 +320,38 @@ def finetune(
         f"{counted(num_images, 'image')} to process",
         quiet,
     )
+    told = cost_teller(num_images // recipe.batch_size, what, quiet)
 
-    def trained(rows: Tensor, lr: float) -> Classifier | None:
-        num_steps = recipe.num_steps(len(rows))
-        classifier = Classifier(encoder.trainable(), encoder.width, num_classes, recipe.seed).to(device)
-        batches = pool.training(rows, recipe, num_steps)
-        return classifier if train(classifier, batches, recipe, lr, num_steps, advance) else None
+    def tried(lr: float) -> dict[str, Any]:
+        """The result of a learning rate: its score on val, None where the loss was lost."""
+        with open_run(run.path / f"lr-{lr:g}", run.verb, run.config, run.inputs) as own:
+            if own.finished:
+                return own.result()
+            classifier = tuning.classifier(device)
+            found: dict[str, Any] = {"lr": lr, "val_score": None}
+            try:
+                found["training"] = tuning.fit(own, classifier, train_rows, lr, told)
+                outcome = predict(classifier, pool, val_rows)
+                found["val_score"] = own.once(lambda: score(*outcome))
+            except NotFinite:
+                own.drop(CHECKPOINTS)
+            own.finish(found)
+            own.drop(WEIGHTS)
+            return found
 
-    first: list[float] = []  # when the first steps ended
-
-    def advance(count: int) -> None:
-        bar.advance(count)
-        if len(first) <= MEASURED:
-            first.append(time.monotonic())
-            if len(first) > MEASURED:  # the very first step is slower
-                seconds = (first[-1] - first[0]) / MEASURED / recipe.batch_size * num_images
-                say(f"{what}: about {clock(seconds)} in all, by its first steps", quiet or seconds < LONG)
-
-    with track(num_images, what, quiet=quiet) as bar:
-        scores: list[float | None] = []
-        for lr in lrs[:choices]:
-            candidate = trained(train_rows, lr)
-            scores.append(None if candidate is None else score(*predict(candidate, pool, val_rows)))
-            del candidate  # one model at a time
-        finite = [i for i, value in enumerate(scores) if value is not None]
-        if choices and not finite:
-            raise UserError(f"{what}: the loss is not finite at any of --lrs {lrs}; give smaller ones.")
-        best = max(finite, key=lambda i: scores[i]) if choices else 0  # type: ignore[arg-type, return-value]
-        final = trained(all_rows, lrs[best])
-    if final is None:
+    results = [tried(lr) for lr in lrs[:choices]]
+    scores = [result["val_score"] for result in results]
+    finite = [i for i, value in enumerate(scores) if value is not None]
+    if choices and not finite:
+        raise UserError(f"{what}: the loss is not finite at any of {LR_OPTION} {lrs}; give smaller ones.")
+    best = max(finite, key=lambda i: scores[i]) if choices else 0
+    final = tuning.classifier(device)
+    try:
+        training = tuning.fit(run, final, all_rows, lrs[best], told)
+    except NotFinite:
         raise UserError(
-            f"{what}: the loss is not finite at a learning rate of {lrs[best]}; give a smaller --lrs."
-        )
+            f"{what}: the loss is not finite at a learning rate of {lrs[best]}; give a smaller {LR_OPTION}."
+        ) from None
     settings = {
         "lr": lrs[best],
         "grid": {"lr": lrs},
@@ -293,4 +368,22 @@ def finetune(
         "mixup": recipe.mixup,
         "images_processed": num_images,
     }
-    return Outcome(*predict(final, test, torch.arange(len(test.labels))), settings)
+    outcome = Outcome(*predict(final, test, torch.arange(len(test.labels))), settings)
+    return outcome, [*(r["training"] for r in results if "training" in r), training]
+
+
+def cost_teller(num_steps: int, what: str, quiet: bool) -> Callable[[Iterator[Step]], Iterator[Step]]:
+    """What passes batches on and once says, by the first of them, how long all steps will take."""
+    ends: list[float] = []
+
+    def told(steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            yield step
+            if len(ends) > MEASURED:
+                continue
+            ends.append(time.monotonic())
+            if len(ends) > MEASURED:  # the very first step is slower
+                seconds = (ends[-1] - ends[0]) / MEASURED * num_steps
+                say(f"{what}: about {clock(seconds)} in all, by its first steps", quiet or seconds < LONG)
+
+    return told

@@ -16,10 +16,11 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from moce.engine.devices import num_workers_of
+from moce.engine.processes import group
 from moce.engine.progress import clock, say, track
 from moce.errors import UserError
 from moce.images.augment import finish, flips
-from moce.images.loader import centred_batches, survey, training_batches
+from moce.images.loader import Batch, centred_batches, survey, training_batches
 from moce.images.sampler import Order
 from moce.images.sources import Source
 from moce.transfer.encoder import Encoder
@@ -106,25 +107,35 @@ class Pictures:
         return finish(images.to(self.device), flip, self.encoder.mean, self.encoder.std)
 
     def training(
-        self, rows: Int64[Tensor, "rows"], recipe: Recipe, num_steps: int
-    ) -> Iterator[tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]]:
-        """`num_steps` batches of random crops of these rows, half of them mirrored, with their classes."""
+        self, rows: Int64[Tensor, "rows"], recipe: Recipe, steps: range, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """This process's part of the batches of `steps`, random crops of these rows."""
         order = Order(len(self.source), recipe.batch_size, recipe.seed, allowed=rows.numpy())
-        batches = training_batches(
+        return training_batches(
             self.source,
             order,
             self.encoder.image_size,
             recipe.min_crop,
             recipe.seed,
-            start_step=0,
-            num_steps=num_steps,
+            steps.start,
+            steps.stop,
             num_workers=self.num_workers,
             quiet=self.quiet,
             unreadable=survey(self.source, self.quiet).unreadable,
+            rank=rank,
+            world=world,
         )
-        for batch in batches:
-            flip = flips(recipe.seed, batch.epochs, batch.indices) if recipe.flip else None
-            yield self._normalised(batch.images, flip), self.labels[batch.indices].to(self.device)
+
+    def prepared(
+        self, batch: Batch, recipe: Recipe
+    ) -> tuple[Float[Tensor, "batch channels h w"], Int64[Tensor, "batch *classes"]]:
+        """Pictures of a batch of training, half of them mirrored, and their classes, on the device."""
+        flip = flips(recipe.seed, batch.epochs, batch.indices) if recipe.flip else None
+        return self._normalised(batch.images, flip), self.labels[batch.indices].to(self.device)
+
+    def were_read(self, rows: Int64[Tensor, "rows"]) -> None:
+        """Note rows that some process has read."""
+        self.was_read[rows] = True
 
     def centred(
         self, rows: Int64[Tensor, "rows"]
@@ -168,21 +179,28 @@ class Pictures:
         how = (seen.image_size, seen.crop_pct, seen.interpolation, seen.mean, seen.std)
         key = (seen.fingerprint, self.source.uri, self.source.fingerprint(), *how)
         if key not in _kept:
-            vectors, rows = [], []
-            if not self.quiet:
-                self._say_cost()
-            with track(len(self.source), f"features of {self.source.uri}", quiet=self.quiet) as bar:
-                for indices, images in self._crops():
-                    vectors.append(self.encoder.features(images))
-                    rows.append(indices)
-                    bar.advance(len(indices))
-            if not rows:
-                raise UserError(f"No picture of '{self.source.uri}' can be read.")
-            _kept[key] = Features(torch.cat(vectors), torch.cat(rows))
+            _kept[key] = self._looked_at()
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
         self.was_read[_kept[key].rows] = True
         return _kept[key]
+
+    def _looked_at(self) -> "Features":
+        """Features of all pictures; each process looks at its part, in the batches that one process would have."""
+        processes = group()
+        own = torch.tensor(processes.batches(len(self.source), BATCH), dtype=torch.int64)
+        vectors, rows = [torch.empty(0, self.encoder.width)], [own[:0]]
+        if not self.quiet:
+            self._say_cost()
+        with track(len(self.source), f"features of {self.source.uri}", quiet=self.quiet) as bar:
+            for indices, images in self._crops(own):
+                vectors.append(self.encoder.features(images))
+                rows.append(indices)
+                bar.advance(len(indices) * processes.world)  # the others are as far, more or less
+        found = Features(processes.gather(torch.cat(vectors)), processes.gather(torch.cat(rows)))
+        if not len(found.rows):
+            raise UserError(f"No picture of '{self.source.uri}' can be read.")
+        return found
 
 
 class Features(NamedTuple):

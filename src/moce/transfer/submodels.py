@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from moce.config import EvaluateConfig
 from moce.engine.devices import num_workers_of
 from moce.engine.files import sha256_of
+from moce.engine.processes import group
 from moce.engine.progress import say, track
 from moce.errors import UserError
 from moce.images.sources import Source
@@ -52,11 +53,10 @@ from moce.transfer.encoder import (
     model_folder,
     sizes,
 )
+from moce.transfer.learning import BY_LABELS
 from moce.transfer.metrics import scorer
 from moce.transfer.pictures import Pictures, forget_features, labelled
 from moce.transfer.probe import knn
-
-BY_LABELS = ("knn", "oracle")
 
 
 class SubModels:
@@ -138,7 +138,8 @@ def best(
         for encoder in encoders:  # one at a time
             scores.append(score(encoder))
             bar.advance(1)
-    first = max(range(len(there)), key=scores.__getitem__)
+    # One process decides: on another machine equals may differ in their last digit.
+    first = group().once(lambda: max(range(len(there)), key=scores.__getitem__))
     tried = {f"cluster:{own.cluster}": value for own, value in zip(there, scores, strict=True)}
     winner = there[first]
     return Selection(winner.strategy, winner.cluster, winner.weights_LE, tried=tried)

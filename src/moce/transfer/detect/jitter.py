@@ -87,7 +87,7 @@ def boxes_of(masks: UInt8[Tensor, "instances rows columns"]) -> Float32[Tensor, 
 
 
 class JitteredBatches(Dataset):
-    """Item s is the batch of step s."""
+    """Item s is the part of process `rank` of `world` of the batch of step s."""
 
     def __init__(
         self,
@@ -97,18 +97,14 @@ class JitteredBatches(Dataset):
         scales: tuple[float, float],
         mean: tuple[float, ...],
         seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.source, self.order, self.side, self.scales, self.mean, self.seed = (
-            source,
-            order,
-            side,
-            scales,
-            mean,
-            seed,
-        )
+        self.source, self.order, self.side, self.scales = source, order, side, scales
+        self.mean, self.seed, self.rank, self.world = mean, seed, rank, world
 
     def __getitem__(self, step: int) -> Any:
-        indices, epochs = self.order.batch(step)
+        indices, epochs = self.order.batch(step, self.rank, self.world)
         draws = uniform(self.seed, "jitter", epochs, indices, 3).double().tolist()
         mirrored = flips(self.seed, epochs, indices).tolist()
         low, high = self.scales

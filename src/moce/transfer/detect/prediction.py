@@ -17,6 +17,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from moce.engine.files import write_whole
+from moce.engine.processes import group
 from moce.engine.progress import track
 from moce.images.augment import finish
 from moce.images.loader import in_workers
@@ -38,10 +39,12 @@ LONGEST = 384  # side of a drawn picture, in pixels
 def predict(
     detector: Detector, encoder: Encoder, source: CocoSet, device: torch.device, num_workers: int, quiet: bool
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """(COCO's results, indices of the pictures that could be read)."""
+    """(COCO's results, indices of the pictures that could be read), of all processes in the first one."""
     detector.eval()
+    processes = group()
+    own = processes.share(len(source))
     side = encoder.image_size[0]
-    pictures = in_workers(FramedPictures(source, side, encoder.mean), range(len(source)), num_workers)
+    pictures = in_workers(FramedPictures(source, side, encoder.mean), own, num_workers)
     results: list[dict[str, Any]] = []
     read: list[int] = []
     held: list[tuple[int, Tensor, tuple[int, int]]] = []
@@ -63,10 +66,10 @@ def predict(
                 held.append((index, image, tuple(size)))
             if len(held) == BATCH:
                 clear()
-            bar.advance(1)
+            bar.advance(processes.world)  # the others are as far, more or less
         if held:
             clear()
-    return results, read
+    return processes.collect(results), processes.collect(read)
 
 
 def rows(

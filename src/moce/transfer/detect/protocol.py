@@ -1,10 +1,12 @@
 """`evaluate --protocol detect`: train Mask R-CNN on an encoder, test it once, COCO's mAP of boxes and masks.
 
-It is a run: interrupted, the same command goes on from the last checkpoint. One process trains it. There is one
-learning rate, so nothing is chosen; pictures without an object are not trained on.
+It is a run: interrupted, the same command goes on from the last checkpoint. There is one learning rate, so nothing is
+chosen; pictures without an object are not trained on. Several processes take their part of every batch and of the test
+pictures; the losses of each are normalised over its own regions, as is usual.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,29 @@ import torch
 from moce.config import EvaluateConfig, pair
 from moce.engine.devices import num_workers_of
 from moce.engine.files import write_json
+from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.runs import Run
 from moce.engine.trainer import Plan, train
 from moce.errors import counted
 from moce.images.loader import in_workers, survey
 from moce.images.sampler import Order
-from moce.transfer.dense import carried_out, learned, require_one_training, training_options, without_labels
 from moce.transfer.detect.coco_map import coco_map, library
 from moce.transfer.detect.cocoset import CocoSet, CocoTask, open_coco
 from moce.transfer.detect.detector import Detector
-from moce.transfer.detect.jitter import JitteredBatches
+from moce.transfer.detect.jitter import Batch, JitteredBatches
 from moce.transfer.detect.prediction import draw, predict
 from moce.transfer.detect.pyramid import require_fitting
 from moce.transfer.detect.recipe import RECIPES, Recipe
 from moce.transfer.detect.training import DetectorObjective
 from moce.transfer.encoder import Encoder, Trainable, channels_of, load_encoder, require_map
+from moce.transfer.learning import (
+    carried_out,
+    learned,
+    require_one_training,
+    training_options,
+    without_labels,
+)
 from moce.transfer.results import ending, heading, strategy_named
 
 WEIGHTS, PREDICTIONS = "detector.safetensors", "predictions.json"
@@ -40,7 +49,8 @@ def detect(config: EvaluateConfig, strategy: str | None, device: torch.device) -
     library()  # at once, and not after the training that it scores
     require_one_training(config, "set in COCO's format")
     strategy = without_labels(config, strategy)
-    task = open_coco(config.task, config.data_root, channels_of(config.model))
+    channels = group().leading(lambda: channels_of(config.model))
+    task = group().leading(lambda: open_coco(config.task, config.data_root, channels))
     size = pair(config.image_size or 224)
     looking = (num_workers_of(config.num_workers), config.quiet, size, strategy, config.seed, task.name)
     encoder = load_encoder(config.model, device, task.train, *looking)
@@ -81,27 +91,21 @@ def evaluated(
     start = time.perf_counter()
     workers = num_workers_of(config.num_workers)
     results, read = predict(detector, encoder, task.test, device, workers, config.quiet)
-    write_json(run.path / PREDICTIONS, results)
-    scores, per_class = coco_map(task.test.ground_truth(read), results)
+    found = run.once(lambda: scored(run, task, results, read))
+    scores, pictures = found["scores"], found.pop("pictures")
     say(
         f"{task.name}: box mAP {100 * (scores['box_map'] or 0):.2f}, mask mAP {100 * (scores['mask_map'] or 0):.2f} on "
-        f"{counted(len(read), 'picture')} of {task.tested_on}",
+        f"{counted(found['num_test'], 'picture')} of {task.tested_on}",
         config.quiet,
     )
-    objects = [a for index in read for a in task.test.split.annotations[index]]
-    counts = [sum(a["category_id"] == n for a in objects) for n in task.test.split.categories]
-    pictures = draw(task.test, read, results, run.path)
     return {
         **heading(config, encoder, task.name, "detect"),
         "metric": "box_map",
         "value": scores["box_map"] or 0.0,
         "mask_map": scores["mask_map"],
-        "scores": scores,
-        "per_class": per_class,
         "num_train": len(usable),
         "num_val": 0,
-        "num_test": len(read),
-        "num_objects_per_class": counts,
+        **found,
         "unreadable": sum(map(len, unreadable)),
         "seed": config.seed,
         "settings": {
@@ -124,6 +128,22 @@ def evaluated(
         ),
         "chosen_on": None,
         **ending(encoder, training["seconds"] + time.perf_counter() - start),
+    }
+
+
+def scored(run: Run, task: CocoTask, results: list[dict[str, Any]], read: list[int]) -> dict[str, Any]:
+    """COCO's scores of the results on the pictures that were read; both are left in the run's folder."""
+    write_json(run.path / PREDICTIONS, results)
+    scores, per_class = coco_map(task.test.ground_truth(read), results)
+    objects = [a for index in read for a in task.test.split.annotations[index]]
+    return {
+        "scores": scores,
+        "per_class": per_class,
+        "num_test": len(read),
+        "num_objects_per_class": [
+            sum(a["category_id"] == n for a in objects) for n in task.test.split.categories
+        ],
+        "pictures": draw(task.test, read, results, run.path),
     }
 
 
@@ -154,15 +174,22 @@ def trained(
     """Train in place, from the newest checkpoint on; what it took."""
     order = Order(len(source), config.batch_size, config.seed, allowed=np.array(usable, np.int64))
     plan = Plan(order.steps_for(config.epochs), len(order), config.batch_size, recipe.warmup)
-    objective = DetectorObjective(detector.train(), encoder, config.lrs[0], config.layer_decay, config.seed)
-    batches = JitteredBatches(source, order, encoder.image_size[0], recipe.scales, encoder.mean, config.seed)
+    objective = DetectorObjective(
+        detector.train(), encoder, config.lrs[0], config.layer_decay, config.seed, config.batch_size
+    )
     workers = num_workers_of(config.num_workers)
+
+    def batches(first: int, rank: int, world: int) -> Iterator[Batch]:
+        made = (source, order, encoder.image_size[0], recipe.scales, encoder.mean, config.seed, rank, world)
+        return in_workers(JitteredBatches(*made), range(first, plan.num_steps), workers)
+
     return train(
         run,
         objective,
-        lambda first, rank, world: in_workers(batches, range(first, plan.num_steps), workers),
+        batches,
         plan,
         training_options(config, recipe.weight_decay),
         what=f"detection on {name}",
         lower="--lrs",
+        unused=True,
     )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moce.config import Training
 from moce.engine.files import sha256_of
+from moce.engine.processes import group
 from moce.images.augment import finish
 from moce.model.autoencoder import block_flops
 from moce.transfer.detect.detector import Detector, drawn_from
@@ -24,30 +25,39 @@ LOSSES = {
 
 
 class DetectorObjective(nn.Module):
-    """The losses of a batch, summed."""
+    """The losses of a batch, summed; of several processes each counts by its pictures."""
 
     def __init__(
-        self, detector: Detector, encoder: Encoder, lr: float, layer_decay: float, seed: int
+        self,
+        detector: Detector,
+        encoder: Encoder,
+        lr: float,
+        layer_decay: float,
+        seed: int,
+        batch_size: int,
     ) -> None:
         super().__init__()
         self.trained = detector
         self.mean, self.std, self.image_size = encoder.mean, encoder.std, encoder.image_size
         self.lr, self.layer_decay, self.seed, self.width = lr, layer_decay, seed, encoder.width
+        self.batch_size = batch_size
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, its parts)."""
-        device = next(self.trained.parameters()).device
+        device, processes = next(self.trained.parameters()).device, group()
         images = finish(batch.images.to(device), None, self.mean, self.std)
         targets = [{name: t.to(device) for name, t in target.items()} for target in batch.targets]
         for (
             target
         ) in targets:  # here, since Fabric rounds all floats that come in to the precision of training
             target["boxes"] = boxes_of(target["masks"])
-        with drawn_from(int(sha256_of("regions", str(self.seed), str(batch.step)), 16) >> 1, device):
+        own = [str(processes.rank)] if processes.rank else []  # each process draws regions of its own
+        with drawn_from(int(sha256_of("regions", str(self.seed), str(batch.step), *own), 16) >> 1, device):
             _, losses = self.trained(
                 images, [(int(high), int(wide)) for high, wide in batch.sizes.tolist()], targets
             )
-        parts = {ours: losses[theirs] for theirs, ours in LOSSES.items()}
+        part = processes.part_of_mean(len(images), self.batch_size)
+        parts = {ours: losses[theirs] * part for theirs, ours in LOSSES.items()}
         if (auxiliary := self.trained.encoder.auxiliary_loss()) is not None:
             parts["balance"] = auxiliary
         return torch.stack(list(parts.values())).sum(), parts

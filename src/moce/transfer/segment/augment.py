@@ -66,7 +66,7 @@ class Batch(NamedTuple):
 
 
 class Crops(Dataset):
-    """Item s is the batch of step s."""
+    """Item s is the part of process `rank` of `world` of the batch of step s."""
 
     def __init__(
         self,
@@ -76,12 +76,15 @@ class Crops(Dataset):
         recipe: Recipe,
         mean: Sequence[float],
         seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        self.rank, self.world = rank, world
         self.pool, self.order, self.size, self.recipe, self.seed = pool, order, size, recipe, seed
         self.filling = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8)[:, None, None]
 
     def __getitem__(self, step: int) -> Batch:
-        indices, epochs = self.order.batch(step)
+        indices, epochs = self.order.batch(step, self.rank, self.world)
         draws = uniform(self.seed, "segmentation crop", epochs, indices, 4).tolist()
         found = [self.crop(i, *draw) for i, draw in zip(indices.tolist(), draws, strict=True)]
         return Batch(*(torch.stack(parts) for parts in zip(*found, strict=True)))

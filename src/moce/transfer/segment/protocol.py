@@ -1,19 +1,23 @@
 """`evaluate --protocol segment`: train UperNet on an encoder, test it once, mean intersection over union.
 
-It is a run: interrupted, the same command goes on from the last checkpoint. One process trains it. There is one
-learning rate, so nothing is chosen, and what is learned from is train and val together.
+It is a run: interrupted, the same command goes on from the last checkpoint. There is one learning rate, so nothing is
+chosen, and what is learned from is train and val together. Several processes take their part of every batch, whose
+norms and loss are those of the whole batch, and of the test pictures.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from moce.config import EvaluateConfig, pair
 from moce.engine.devices import autocast, num_workers_of
+from moce.engine.processes import group
 from moce.engine.progress import track
 from moce.engine.runs import Run
 from moce.engine.trainer import train
@@ -21,10 +25,16 @@ from moce.errors import UserError
 from moce.images.augment import finish
 from moce.images.loader import in_workers
 from moce.images.sampler import Order
-from moce.transfer.dense import carried_out, learned, require_one_training, training_options, without_labels
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, require_map
+from moce.transfer.learning import (
+    carried_out,
+    learned,
+    require_one_training,
+    training_options,
+    without_labels,
+)
 from moce.transfer.results import ending, heading, strategy_named
-from moce.transfer.segment.augment import Crops
+from moce.transfer.segment.augment import Batch, Crops
 from moce.transfer.segment.drawing import shown, side_by_side, write_png
 from moce.transfer.segment.iou import Confusion
 from moce.transfer.segment.maskset import MaskTask, Pool, open_mask_task
@@ -43,7 +53,8 @@ def segment(config: EvaluateConfig, strategy: str | None, device: torch.device) 
             "--protocol segment needs a --batch-size of at least 2: its norms are those of a batch."
         )
     strategy = without_labels(config, strategy)
-    task = open_mask_task(config.task, config.data_root, channels_of(config.model))
+    channels = group().leading(lambda: channels_of(config.model))
+    task = group().leading(lambda: open_mask_task(config.task, config.data_root, channels))
     workers, size = num_workers_of(config.num_workers), pair(config.image_size or 128)
     looking = (workers, config.quiet, size, strategy, config.seed, task.name)
     encoder = load_encoder(config.model, device, task.train.pictures, *looking)
@@ -120,16 +131,21 @@ def trained(
     """Train in place, from the newest checkpoint on; what it took."""
     pool = Pool([task.train] if task.val is None else [task.train, task.val])
     order = Order(len(pool), config.batch_size, config.seed)
-    crops = Crops(pool, order, encoder.image_size, recipe, encoder.mean, config.seed)
     workers = num_workers_of(config.num_workers)
+
+    def batches(first: int, rank: int, world: int) -> Iterator[Batch]:
+        crops = Crops(pool, order, encoder.image_size, recipe, encoder.mean, config.seed, rank, world)
+        return in_workers(crops, range(first, config.steps), workers)
+
     return train(
         run,
         Segmentation(segmenter, encoder, recipe, config.lrs[0], config.layer_decay, device),
-        lambda first, rank, world: in_workers(crops, range(first, config.steps), workers),
+        batches,
         PolyPlan(config.steps, len(pool), config.batch_size, recipe.warmup),
         training_options(config, recipe.weight_decay),
         what=f"segmentation of {task.name}",
         lower="--lrs",
+        unused=True,  # the final norm, which the maps of blocks do not pass
     )
 
 
@@ -147,22 +163,34 @@ def tested(
     segmenter.to(device).eval()
     assert task.classes is not None
     window, num_classes = encoder.image_size, len(task.classes.names)
-    confusion, pictures = Confusion(num_classes), list[str]()
+    confusion, pictures = Confusion(num_classes), list[tuple[int, Image.Image]]()
+    processes = group()
     drawn = shown(len(task.test)) if kept is not None else []
 
     def predict(windows: Tensor) -> Tensor:
-        with autocast(device, "auto"):
+        with autocast(device, config.precision):
             return segmenter.logits(windows)
 
     with track(len(task.test), f"testing on {task.name}", quiet=config.quiet) as bar:
-        for index in range(len(task.test)):
+        for index in processes.share(len(task.test)):
             image, truth = task.test.get(index)
             pixels = finish(covered(image, window)[None].to(device), None, encoder.mean, encoder.std)
             logits = slid(predict, pixels[0], window, recipe.overlap, config.batch_size)
             predicted = most_likely(logits, (truth.shape[0], truth.shape[1])).cpu()
             confusion.add(truth, predicted)
-            if kept is not None and index in drawn:
-                pictures.append(f"predictions-{index:05d}.png")
-                write_png(kept / pictures[-1], side_by_side(image, truth, predicted, num_classes))
-            bar.advance()
-    return confusion, pictures
+            if index in drawn:
+                pictures.append((index, side_by_side(image, truth, predicted, num_classes)))
+            bar.advance(processes.world)  # the others are as far, more or less
+    confusion.counts = processes.sum(confusion.counts)
+    together = processes.collect(pictures)
+    return confusion, processes.once(lambda: written(together, kept))
+
+
+def written(pictures: list[tuple[int, Image.Image]], kept: Path | None) -> list[str]:
+    """The names of pictures of predictions, written into the folder `kept`; there are none without one."""
+    names = []
+    for index, picture in pictures:
+        assert kept is not None
+        names.append(f"predictions-{index:05d}.png")
+        write_png(kept / names[-1], picture)
+    return names

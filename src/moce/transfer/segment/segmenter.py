@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int16
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from moce.config import Training
 from moce.engine.devices import moved
+from moce.engine.processes import group
 from moce.images.augment import finish
 from moce.transfer.encoder import Encoder, Trainable
 from moce.transfer.finetune import Headed, parameter_groups
+from moce.transfer.learning import forward_flops
 from moce.transfer.segment.augment import Batch
 from moce.transfer.segment.masks import IGNORE
 from moce.transfer.segment.recipe import Recipe
@@ -60,9 +61,12 @@ def upsampled(logits: Logits, images: Tensor) -> Float[Tensor, "images classes h
 
 
 def pixel_loss(logits: Logits, classes: Int16[Tensor, "images h w"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the pixels that are scored; 0 where there is none."""
+    """Mean cross-entropy of the pixels that are scored, in the batch of all processes; 0 where there is none.
+
+    It is this process's part, so that the mean over processes is that mean.
+    """
     summed = F.cross_entropy(upsampled(logits, classes), classes.long(), ignore_index=IGNORE, reduction="sum")
-    return summed / (classes != IGNORE).sum().clamp(min=1)
+    return summed * group().world / group().sum((classes != IGNORE).sum()).clamp(min=1)
 
 
 class Segmentation(nn.Module):
@@ -79,7 +83,7 @@ class Segmentation(nn.Module):
     ) -> None:
         super().__init__()
         self.trained, self.recipe, self.device = segmenter, recipe, device
-        self.mean, self.std, self.image_size = encoder.mean, encoder.std, encoder.image_size
+        self.encoder, self.mean, self.std = encoder, encoder.mean, encoder.std
         self.lr, self.layer_decay = lr, layer_decay
         self.train()
 
@@ -99,13 +103,8 @@ class Segmentation(nn.Module):
         return [{**group, "peak_lr": self.lr * float(str(group.pop("scale")))} for group in groups]
 
     def flops_per_image(self) -> int:
-        """Of a step: three times those of a forward pass, counted in one."""
-        self.eval()
-        picture = torch.zeros(1, len(self.mean), *self.image_size, device=self.device)
-        with FlopCounterMode(display=False) as counter:
-            self.trained(picture)
-        self.train()
-        return 3 * counter.get_total_flops()
+        """Of a step: three times those of a forward pass."""
+        return 3 * forward_flops(self.trained, self.encoder, self.device)
 
     def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
         """The loss of the head alone."""

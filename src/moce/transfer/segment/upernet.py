@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moce.transfer.segment.norm import BatchNorm
+
 BINS = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
 AUXILIARY = 2  # the map that the auxiliary head reads
 
@@ -24,7 +26,7 @@ class ConvNorm(nn.Module):
     def __init__(self, channels_in: int, channels: int, side: int = 3) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels, side, padding=side // 2, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = BatchNorm(channels)
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
 
     def forward(self, images: Map) -> Map:
@@ -44,7 +46,7 @@ class Neck(nn.Module):
         super().__init__()
         self.finest = nn.Sequential(
             nn.ConvTranspose2d(width, width, 2, stride=2),
-            nn.BatchNorm2d(width),
+            BatchNorm(width),
             nn.GELU(),
             nn.ConvTranspose2d(width, width, 2, stride=2),
         )

@@ -1,0 +1,151 @@
+"""Every protocol by two processes: what one process measures, written once. Real processes, gloo."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_ade import write_ade
+from drawn_coco import draw_set
+from safetensors.numpy import load_file
+from same_numbers import lines
+from started import start_both
+
+import moce
+
+WORKER = Path(__file__).parent.parent / "two_evaluations.py"
+PLANTS = {"task": "toyworld://plants?size=32&num=40"}
+# Five pictures a step: two for one process, three for the other.
+FINE = {**PLANTS, "protocol": "finetune", "epochs": 2, "batch_size": 5}
+COMMON = {"num_workers": 0, "device": "cpu", "precision": "fp32", "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def evaluations(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Options by name."""
+    sets = tmp_path_factory.mktemp("sets")
+    boxes = str(draw_set(sets / "boxes", num_train=6, num_val=3))
+    masks = str(write_ade(sets / "masks", num_train=6, num_test=3))
+    moe, token = str(small_runs.moce), str(small_runs.token_moce)
+    wanted = {
+        "vote": {"model": moe, "protocol": "knn,linear", **PLANTS},
+        "oracle": {"model": moe, "protocol": "knn", "strategy": "oracle", **PLANTS},
+        "finetune": {"model": moe, "lrs": [1e-3], **FINE},
+        "chosen": {"model": token, "lrs": [1e-4, 1e-3], **FINE},
+        "detect": {
+            "model": moe,
+            "task": boxes,
+            "protocol": "detect",
+            "image_size": 64,
+            "epochs": 2,
+            "batch_size": 3,
+        },
+        "segment": {
+            "model": token,
+            "task": masks,
+            "protocol": "segment",
+            "image_size": 32,
+            "steps": 6,
+            "batch_size": 5,
+        },
+    }
+    return {name: {**COMMON, **options} for name, options in wanted.items()}
+
+
+@pytest.fixture(scope="module")
+def one(evaluations: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which one process has done them."""
+    folder = tmp_path_factory.mktemp("one")
+    for name, options in evaluations.items():
+        place = {"out": folder / name} if "epochs" in options or "steps" in options else {}
+        (folder / f"{name}.json").write_text(json.dumps(moce.evaluate(**options, **place)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(evaluations: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have done them."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "evaluations.json").write_text(json.dumps(evaluations))
+    both = start_both(WORKER, folder / "evaluations.json", folder, cwd=folder)
+    said = [process.communicate(timeout=400)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    return folder
+
+
+def seen(two: Path, rank: int = 0) -> dict[str, Any]:
+    return json.loads((two / f"rank-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["vote", "oracle"])
+def test_probes_give_the_same_answers(one: Path, two: Path, name: str) -> None:
+    wanted, found = json.loads((one / f"{name}.json").read_text()), seen(two)[name]
+    pairs = zip(wanted, found, strict=True) if isinstance(wanted, list) else [(wanted, found)]
+    for a, b in pairs:
+        for key in ("value", "predicted", "labels", "choice", "num_train", "settings"):
+            assert a[key] == b[key], key
+
+
+@pytest.mark.parametrize("name", ["finetune", "chosen", "segment"])
+def test_trainings_lose_what_one_process_loses(one: Path, two: Path, name: str) -> None:
+    """All that is logged to 1e-4, weights to 1e-3: AdamW divides by small numbers.
+
+    Biases of keys move every query's scores alike, so their gradient is nothing but rounding.
+    """
+    folders = [""] if name != "chosen" else ["", "lr-0.0001", "lr-0.001"]
+    for folder in folders:
+        for a, b in zip(lines(one / name / folder), lines(two / name / folder), strict=True):
+            assert a.keys() == b.keys()
+            for key in a.keys() - {"images_per_second", "utilisation"}:
+                np.testing.assert_allclose(a[key], b[key], atol=1e-4, err_msg=f"{key} at {a['step']}")
+    file = "segmenter.safetensors" if name == "segment" else "classifier.safetensors"
+    model, other = load_file(one / name / file), load_file(two / name / file)
+    assert model.keys() == other.keys()
+    for part, found in other.items():
+        if part.endswith("attn.qkv.bias"):
+            keys = slice(len(found) // 3, 2 * len(found) // 3)
+            found[keys] = model[part][keys]
+        np.testing.assert_allclose(model[part], found, atol=1e-3, err_msg=part)
+
+
+def test_a_learning_rate_is_chosen_alike(one: Path, two: Path) -> None:
+    wanted, found = json.loads((one / "chosen.json").read_text()), seen(two)["chosen"]
+    assert wanted["settings"]["lr"] == found["settings"]["lr"]
+    assert wanted["settings"]["val_scores"] == pytest.approx(found["settings"]["val_scores"], abs=0.1)
+    assert found["labels"] == wanted["labels"]
+
+
+def test_a_detector_is_trained_and_tested_by_both(one: Path, two: Path) -> None:
+    """Each normalises its losses over its own regions, so the numbers are others than one process has."""
+    wanted, found = json.loads((one / "detect.json").read_text()), seen(two)["detect"]
+    for key in ("num_train", "num_test", "num_objects_per_class", "settings", "pictures"):
+        assert found[key] == wanted[key], key
+    assert [line["step"] for line in lines(two / "detect")] == [
+        line["step"] for line in lines(one / "detect")
+    ]
+    model, other = (load_file(folder / "detect/detector.safetensors") for folder in (one, two))
+    assert model.keys() == other.keys()
+    assert all(np.isfinite(part).all() for part in other.values())
+    [loss], [other_loss] = ([line["loss"] for line in lines(folder / "detect")] for folder in (one, two))
+    assert loss == pytest.approx(other_loss, rel=0.2)
+
+
+def test_all_processes_hear_the_same_result(two: Path) -> None:
+    first, second = seen(two, 0), seen(two, 1)
+    assert first.keys() == second.keys()
+    for name in ("finetune", "chosen", "detect", "segment"):
+        assert first[name] == second[name], name
+
+
+def test_a_stopped_fine_tuning_goes_on_to_the_bit(two: Path) -> None:
+    stopped = seen(two)["stopped"]
+    assert (stopped["code"], len(stopped["left"])) == (143, 1)
+    assert stopped["result"]["predicted"] == seen(two)["finetune"]["predicted"]
+    whole, cut = ((two / name / "classifier.safetensors").read_bytes() for name in ("finetune", "stopped"))
+    assert whole == cut
+
+
+def test_a_batch_must_have_a_picture_for_each(two: Path) -> None:
+    wanted = "--batch-size 1 is less than the 2 processes; each needs a picture."
+    assert [seen(two, rank)["refused"] for rank in (0, 1)] == [wanted] * 2
