@@ -25,6 +25,8 @@ from moce.study.compare import SMALL
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.settings import arms_of, plan_of, read_settings
 from moce.study.table import is_evaluation
+from moce.transfer.finetune import Classification
+from moce.transfer.finetune import Step as TrainingStep
 
 ROOT = "toyworld://?size=32&num=24"
 
@@ -318,6 +320,47 @@ def test_what_the_chooser_of_another_process_has_not_chosen_yet_is_waited_for(tm
     plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [1, 2], lr_from="MAE*", lr_seed=0)
     waits = [evaluate_options(plan, cell) for cell in plan.cells()]
     assert [str(w.cell) for w in waits if isinstance(w, Waits)] == ["MAE*, a, finetune, seed 0"] * 4
+
+
+def test_an_interrupted_fine_tuning_goes_on(
+    small_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = """
+        [[arms]]
+        name = "MAE"
+        [evaluate]
+        epochs = 4
+        batch_size = 4
+        lrs = [1e-3]
+        checkpoint_steps = 2
+    """
+    file = settings(small_runs, tmp_path, arms=arms)
+    file.write_text(file.read_text().replace('"knn"', '"finetune"').replace('"letters", ', ""))
+    options: dict[str, Any] = {"config": file, "quiet": True, "device": "cpu"}
+    forward, steps = Classification.forward, list[int]()
+
+    def counted(self: Classification, step: TrainingStep) -> Any:
+        steps.append(step.number)
+        if steps == [0, 1, 2, 3, 4, 5]:
+            raise KeyboardInterrupt
+        return forward(self, step)
+
+    monkeypatch.setattr(Classification, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):
+        moce.study("compare", out=tmp_path / "cut", **options)
+    steps.clear()
+    cell = "mae/plants-finetune-seed0"
+    assert list((tmp_path / "cut/evaluations" / cell).rglob("step-000000004.safetensors"))
+    for name in ("cut", "whole"):
+        moce.study("compare", out=tmp_path / name, **options)
+        steps.append(-1)
+    whole = range(steps[-2] + 1)
+    assert steps == [*whole[4:], -1, *whole, -1]
+    cut, uncut = (
+        json.loads((tmp_path / name / f"cells/{cell}.json").read_text()) for name in ("cut", "whole")
+    )
+    assert cut["predicted"] == uncut["predicted"]
+    assert "folder" not in cut and not (tmp_path / "cut/evaluations" / cell).exists()
 
 
 # Time

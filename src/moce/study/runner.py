@@ -1,9 +1,13 @@
 """Carrying out a plan: train what is not trained, measure every cell that is missing, stop when the budget is used up.
 
+    OUT/evaluations/ARM/TASK-PROTOCOL-seedK/    an evaluation that trains, until it is a cell; interrupted, it goes on
+
 What is there is left alone, so several processes can work on one study in any order: a run that another process trains
 is passed over with its cells, a cell that it measures too, and the same command does later what was passed over.
 """
 
+import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +17,7 @@ from typing import Any
 
 from moce import VERBS
 from moce.config import StudyConfig
-from moce.engine.files import write_json
+from moce.engine.files import sha256_of, write_json
 from moce.engine.progress import clock, say
 from moce.errors import Busy, counted
 from moce.study.budget import Budget, Spent
@@ -28,6 +32,8 @@ from moce.study.cells import (
 )
 from moce.study.plan import PROBES, Cell, Plan, Stage
 from moce.study.table import percent
+
+FILES = ("folder", "predictions", "pictures")  # what a result says of a folder that is gone once it is a cell
 
 
 @dataclass
@@ -170,10 +176,7 @@ class Worker:
     def evaluated(self, cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
         """The content of a cell."""
         started = time.monotonic()
-        probe = cell.protocol in PROBES  # seconds; what takes longer shows its progress
-        result = self._call(
-            "evaluate",
-            self.config.quiet or probe,
+        call = dict(
             model=cell.stage.path,
             task=cell.task,
             data_root=self.plan.data_root,
@@ -181,6 +184,15 @@ class Worker:
             seed=cell.seed,
             **options,
         )
+        if cell.protocol in PROBES:  # seconds; what takes longer shows its progress, and can be continued
+            result = self._call("evaluate", True, **call)
+        else:
+            made_of = json.dumps([self.cells.run_of(cell.arm, cell.seed), self.cells.pictures(cell), options])
+            folder = self.plan.out / "evaluations" / cell.file.with_suffix("")
+            with self.budget.within():
+                result = self._call("evaluate", self.config.quiet, out=folder / sha256_of(made_of), **call)
+            result = {name: value for name, value in result.items() if name not in FILES}
+            shutil.rmtree(folder, ignore_errors=True)
         about = {
             "arm": cell.arm.name,
             "run": self.cells.run_of(cell.arm, cell.seed),

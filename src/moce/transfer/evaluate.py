@@ -1,6 +1,7 @@
 """Measure what a model is worth on a task: choose on validation, refit on train + validation, test once."""
 
 import dataclasses
+import json
 import time
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from moce.config import EvaluateConfig, pair, verb
 from moce.engine.devices import pick_device
+from moce.engine.files import sha256_of
 from moce.engine.processes import group
 from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
@@ -183,10 +185,16 @@ def encoder_for(
 def finetuned(
     task: Task, encoder: Encoder, config: EvaluateConfig, device: torch.device, folder: str
 ) -> dict[str, Any]:
-    """The result of fine-tuning on one task, as JSON; its run lies in a `folder` of the evaluation's."""
+    """The result of fine-tuning on one task, as JSON; its run lies in a `folder` of the evaluation's.
+
+    Beside --json, where answers to other questions are replaced, each question has a folder of its own.
+    """
     splits = [source for source in (task.train, task.val, task.test) if source is not None]
     inputs = {"model": encoder.fingerprint, "task": "+".join(source.fingerprint() for source in splits)}
     own = dataclasses.replace(config, task=task.name, protocol="finetune")
+    if config.out is None:
+        options = [getattr(own, f.name) for f in dataclasses.fields(own) if f.metadata["role"] == "method"]
+        folder = f"{task.name.replace('/', '-')}-{sha256_of(json.dumps([inputs, options]))[:8]}"
     return carried_out(
         own, inputs, lambda run, _: evaluate_task(task, encoder, "finetune", config, device, run), folder
     )
