@@ -79,7 +79,7 @@ def test_levels_share_what_they_do_not_change(tmp_path: Path) -> None:
     plan = planned(tmp_path, factors + SMALL, seeds="0,1")
     arms = {arm.name: arm for arm in plan.arms}
     base = arms["base"].models
-    assert arms["strategy per-layer"].models is base and arms["strategy oracle"].bound
+    assert arms["strategy per-layer"].models is base and arms["strategy oracle"].reference
     other = arms["num experts 2"].models[1]
     assert other.options["num_experts"] == 2 and other.options["seed"] == 1
     assert other.needs["clusters"] is base[0].needs["clusters"] and other.needs["mae"] is base[0].needs["mae"]

@@ -1,6 +1,7 @@
 """What the cells of a study say, against numbers worked out by hand; its tables, its page, and what was tried."""
 
 import csv
+import fcntl
 import json
 import subprocess
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from moce.study.pairs import CHANCE, stands_out
 from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
 from moce.study.runner import Progress, estimate
 from moce.study.summary import summary
-from moce.study.tried import COLUMNS, add_to, lines
+from moce.study.tried import COLUMNS, add_to, alone, lines
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -101,7 +102,7 @@ def test_tables_are_means_of_seeds(found: dict[str, Any]) -> None:
     assert table["mean"]["MoCE"] == pytest.approx((6 / 8 + 4.5 / 8) / 2)
 
 
-def test_bounds_have_no_rank_and_win_nothing(found: dict[str, Any]) -> None:
+def test_references_have_no_rank_and_win_nothing(found: dict[str, Any]) -> None:
     table = found["tables"]["linear"]
     assert table["mean_rank"] == {"MAE": 3.0, "MAE*": 1.5, "MoCE": 1.5}
     assert table["wins"] == {"MAE": 0, "MAE*": 1, "MoCE": 1}
@@ -337,12 +338,34 @@ def test_two_processes_lose_no_line(tmp_path: Path) -> None:
         for number in range(first, first + 20):
             add_to(file, [{**new, "seed": str(number)}])
 
-    threads = [Thread(target=add, args=(first,)) for first in (0, 100)]
+    threads = [Thread(target=add, args=(first,)) for first in (0, 100, 200)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(file.read_text().splitlines()) == 41
+    assert len(file.read_text().splitlines()) == 61
+    assert [path.name for path in tmp_path.iterdir()] == ["tried.csv"]  # no lock is left
+
+
+def test_a_lock_that_was_removed_while_one_waited_is_no_lock(tmp_path: Path) -> None:
+    path, inside = tmp_path / ".lock", []
+
+    def work(name: str) -> None:
+        with alone(path):
+            inside.append(name)
+            assert path.exists()
+
+    path.touch()
+    with open(path) as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        waiting = Thread(target=work, args=("waited",))
+        waiting.start()
+        waiting.join(0.2)
+        path.unlink()  # what the holder does at its end
+        work("new")  # another file, which the one who waits does not hold
+        assert inside == ["new"]
+    waiting.join()
+    assert inside == ["new", "waited"] and not path.exists()
 
 
 def test_another_table_is_not_added_to(tmp_path: Path) -> None:

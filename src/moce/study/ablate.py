@@ -30,10 +30,10 @@ from moce.study.settings import (
     cluster_stage,
     dense_stage,
     experts_stage,
+    plan_with,
     read_settings,
     require_options,
     seeds_of,
-    tasks_of,
 )
 from moce.study.transfer_tables import factor_tables
 
@@ -74,21 +74,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
             raise UserError(
                 f"{settings.where}: two levels are called '{arm.name}' or nearly so; leave one out."
             )
-    plan = Plan(
-        kind=config.kind,
-        out=out,
-        arms=arms,
-        tasks=tasks_of(settings),
-        data_root=settings.content.get("data_root"),
-        protocols=settings.protocols,
-        seeds=seeds,
-        images=settings.images,
-        start=dense,
-        evaluate=settings.evaluate,
-        method="",
-        baseline=BASE,
-    )
-    return plan, factors, base
+    return plan_with(config, settings, arms, start=dense, method="", baseline=BASE), factors, base
 
 
 def base_of(settings: Settings, dense: Stage) -> Base:

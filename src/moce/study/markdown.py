@@ -5,7 +5,7 @@ from typing import Any
 from moce.engine.progress import clock
 from moce.errors import counted
 from moce.study.pairs import CHANCE
-from moce.study.plan import BOUNDS
+from moce.study.plan import REFERENCES
 from moce.study.summary import FITS
 from moce.study.table import percent
 
@@ -68,7 +68,7 @@ def deviation(found: dict[str, Any]) -> str:
 
 def references_of(result: dict[str, Any]) -> dict[str, str]:
     """Arms that are no methods, and what they are instead."""
-    return {arm["name"]: BOUNDS[arm["strategy"]] for arm in result["arms"] if arm["bound"]}
+    return {arm["name"]: REFERENCES[arm["strategy"]] for arm in result["arms"] if arm["bound"]}
 
 
 def score_table(result: dict[str, Any], protocol: str) -> list[str]:

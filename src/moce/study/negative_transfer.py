@@ -25,13 +25,13 @@ from moce.images.sources import Source, open_images
 from moce.images.subset import classes_uri, of_classes
 from moce.study.bars import write_svg
 from moce.study.outcome import finish, prepare
-from moce.study.page.halves import halves_chart, verdict
+from moce.study.page.halves import halves_chart
 from moce.study.pairs import Pair
 from moce.study.plan import Arm, Plan, Stage, slug
 from moce.study.runner import Progress
-from moce.study.settings import KEYS, TEXT, TEXTS, Settings, listed, read_settings, seeds_of, tasks_of
+from moce.study.settings import KEYS, TEXT, TEXTS, Settings, listed, plan_with, read_settings, seeds_of
 from moce.study.summary import Measured
-from moce.study.transfer_tables import halves_tables
+from moce.study.transfer_tables import halves_tables, verdict
 
 ALL = "all"
 EQUAL = ("updates", "epochs")
@@ -105,19 +105,7 @@ def plan_of(config: StudyConfig, settings: Settings, pictures: Halved) -> Plan:
             share = 1.0 if way == "updates" else sizes[half] / sizes[ALL]
             uri = classes_uri(file_of(out, half), settings.images)
             arms.append(arm(arm_name(half, way), uri, {"steps": max(round(steps * share), 1)}))
-    return Plan(
-        kind=config.kind,
-        out=out,
-        arms=arms,
-        tasks=tasks_of(settings),
-        data_root=settings.content.get("data_root"),
-        protocols=settings.protocols,
-        seeds=seeds,
-        images=settings.images,
-        evaluate=settings.evaluate,
-        method="",
-        baseline=ALL,
-    )
+    return plan_with(config, settings, arms, method="", baseline=ALL)
 
 
 def equal_of(settings: Settings) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but which few shots are drawn
 # Strategies that a choice is compared with, and that are none. They bound nothing: the best on validation need not be
 # the best on test, and one that was drawn at random may be better than any choice.
-BOUNDS = {"oracle": "best on validation", "random": "one drawn at random"}
+REFERENCES = {"oracle": "best on validation", "random": "one drawn at random"}
 # Options of train-experts by which an arm would see other pictures, or in another order.
 PICTURES = ("epochs", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
 
@@ -66,9 +66,9 @@ class Arm:
     protocols: tuple[str, ...] | None = None  # None: those of the study
 
     @property
-    def bound(self) -> bool:
+    def reference(self) -> bool:
         """Whether it is a reference for the choice of sub-models, and no method."""
-        return self.strategy in BOUNDS
+        return self.strategy in REFERENCES
 
     @property
     def seedless(self) -> bool:
@@ -168,7 +168,7 @@ class Plan:
 
     def measured(self, arm: Arm, protocol: str) -> bool:
         """Whether an arm is measured by a protocol; references are only probed."""
-        if arm.bound and protocol not in PROBES:
+        if arm.reference and protocol not in PROBES:
             return False
         return arm.protocols is None or protocol in arm.protocols
 

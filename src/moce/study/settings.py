@@ -279,20 +279,8 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
         if key in content and content[key] not in names:
             hint = did_you_mean(content[key], names)
             raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
-    plan = Plan(
-        kind=config.kind,
-        out=out,
-        arms=arms,
-        tasks=tasks_of(settings),
-        data_root=content.get("data_root"),
-        protocols=settings.protocols,
-        seeds=seeds,
-        images=settings.images,
-        start=dense,
-        evaluate=settings.evaluate,
-        lr_seed=(content.get("seeds") or seeds)[0],
-        **{key: content[key] for key in ("method", "baseline", "lr_from") if key in content},
-    )
+    given = {key: content[key] for key in ("method", "baseline", "lr_from") if key in content}
+    plan = plan_with(config, settings, arms, start=dense, lr_seed=(content.get("seeds") or seeds)[0], **given)
     if plan.method == plan.baseline:
         raise UserError(
             f"{settings.where}: method and baseline are both '{plan.method}', whose difference is nothing; name two "
@@ -302,12 +290,28 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
     return plan
 
 
+def plan_with(config: StudyConfig, settings: Settings, arms: list[Arm], **more: Any) -> Plan:
+    """A plan of these arms, with what the file of every study says; `more` are further fields of it."""
+    return Plan(
+        kind=config.kind,
+        out=Path(config.out),
+        arms=arms,
+        tasks=tasks_of(settings),
+        data_root=settings.content.get("data_root"),
+        protocols=settings.protocols,
+        seeds=seeds_of(settings, config),
+        images=settings.images,
+        evaluate=settings.evaluate,
+        **more,
+    )
+
+
 def require_chooser(plan: Plan, where: str) -> None:
     """UserError where the arm whose learning rate the others wait for is never fine-tuned."""
     chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
     if chooser is None or "finetune" not in plan.protocols or plan.measured(chooser, "finetune"):
         return
-    why = "is a reference" if chooser.bound else "has other protocols"
+    why = "is a reference" if chooser.reference else "has other protocols"
     raise UserError(
         f"{where}: lr_from '{chooser.name}' {why} and is never fine-tuned, so the others would wait for ever; name "
         "an arm that is."

@@ -32,8 +32,8 @@ class Measured:
 
     def table(self, protocol: str) -> Table:
         """Tasks by arms."""
-        bounds = frozenset(arm.name for arm in self.plan.arms if arm.bound)
-        return Table(protocol, [r for r in self.results if r["protocol"] == protocol], self.names, bounds)
+        own = [r for r in self.results if r["protocol"] == protocol]
+        return Table(protocol, own, self.names, frozenset(a.name for a in self.plan.arms if a.reference))
 
     def seeds(self, arm: Arm, task: str, protocol: str) -> dict[int, dict[str, Any]]:
         """The cells of an arm by seed; where one number holds for all seeds, it stands for each."""
@@ -125,7 +125,7 @@ def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, 
         "strategy": arm.strategy,
         "options": dict(arm.options),
         "as_it_is": plan.as_it_is(arm),
-        "bound": arm.bound,
+        "bound": arm.reference,
         "runs": list(dict.fromkeys(Path(stage.path).name for stage in arm.models.values())),
         **{n: sum(values) / len(values) if values else None for n, values in mean.items()},
     }
@@ -134,7 +134,7 @@ def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, 
 def table_facts(measured: Measured, protocol: str) -> dict[str, Any]:
     """A table: values by task and arm (mean of seeds, and each), means over the tasks that all have, ranks, wins."""
     table = measured.table(protocol)
-    ranked = [arm for arm in table.methods if arm not in table.bounds]
+    ranked = [arm for arm in table.methods if arm not in table.references]
     return {
         "metrics": {task: table.metric(task) for task in table.tasks},
         "values": {

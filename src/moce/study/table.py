@@ -41,7 +41,7 @@ class Table:
     protocol: str
     results: list[dict[str, Any]]
     order: tuple[str, ...] = ORDER  # of the methods; others follow by name
-    bounds: frozenset[str] = (
+    references: frozenset[str] = (
         frozenset()
     )  # methods that are none, such as an oracle: never the best, without a rank
     methods: list[str] = field(init=False)
@@ -68,7 +68,7 @@ class Table:
 
     def best(self, task: str) -> set[str]:
         """The methods with the highest value as printed; nobody where there is no rival or all are equal."""
-        real = [m for m in self.methods if m not in self.bounds]
+        real = [m for m in self.methods if m not in self.references]
         found = {m: percent(v) for m in real if (v := self.value(task, m)) is not None}
         highest = max(found.values(), key=float, default="")
         return {m for m, v in found.items() if v == highest} if len(set(found.values())) > 1 else set()
@@ -89,7 +89,7 @@ class Table:
 
     def mean_rank(self, method: str) -> float | None:
         """Mean place on the shared tasks, 1 being the best; equals share the mean of their places."""
-        real = [m for m in self.methods if m not in self.bounds]
+        real = [m for m in self.methods if m not in self.references]
         if not self.shared or method not in real:
             return None
         values = np.array([[self.value(task, m) for m in real] for task in self.shared])

@@ -3,7 +3,6 @@
 from typing import Any
 
 from moce.study.markdown import between, signed
-from moce.study.page.halves import verdict
 from moce.study.pairs import CHANCE
 
 
@@ -29,6 +28,21 @@ def halves_tables(transfer: list[dict[str, Any]]) -> str:
         lines[-1] += f" {CHANCE}"
         blocks += ["", f"### {found['protocol']}, equal {found['equal']}", "", *lines]
     return "\n".join(["", "## Halves against all", *blocks, ""])
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """A sentence for people."""
+    number = len(found["tasks"])
+    apart = found["separable"]
+    if apart is None:
+        return (
+            "No score on validation says of every task which half is the better one. By the test pictures, which "
+            f"favours the larger of two, either half is better on {found['either']} of {number} tasks."
+        )
+    return (
+        f"On {found['improved']} of {number} tasks the better half's model is better than that of all pictures "
+        f"(told from none by the test pictures: better on {apart['better']}, worse on {apart['worse']})."
+    )
 
 
 def factor_tables(differences: dict[str, Any], factors: list[dict[str, Any]]) -> str:

@@ -7,14 +7,16 @@ protocol, seed, tasks, options of evaluation and pictures are in the file alread
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moce.config import resolve
-from moce.engine.files import held, sha256_of, write_whole
+from moce.engine.files import locked, sha256_of, write_whole
 from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
 from moce.study.cells import SPLITS
@@ -107,8 +109,33 @@ def pictures_of(cell: dict[str, Any]) -> Any:
 
 def add_to(path: Path, new: list[dict[str, str]]) -> int:
     """Add what is not there yet; how many lines that were. UserError for a file of other columns."""
-    with held(path.with_name(f".{path.name}.lock")):  # two studies may name one file
+    with alone(path.with_name(f".{path.name}.lock")):  # two studies may name one file
         return _add(path, new)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of the block, by a lock file that goes with the block.
+
+    Only who holds the file that lies at `path` removes it. Who waited for one that was removed meanwhile holds a file
+    without a name, and asks again.
+    """
+    while True:
+        with locked(path, wait=True) as lock:
+            if not _lies_at(path, lock):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lies_at(path: Path, opened: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _add(path: Path, new: list[dict[str, str]]) -> int:

@@ -6,6 +6,7 @@ from markupsafe import Markup
 
 from moce.images.halves import HALVES
 from moce.study.bars import Bar, bar_chart
+from moce.study.transfer_tables import verdict
 
 
 def halves_sections(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -43,18 +44,3 @@ def halves_chart(found: dict[str, Any]) -> Markup:
 def bar_of(own: dict[str, Any]) -> Bar:
     """A difference and its interval, where there is one."""
     return own["value"], tuple(own["pictures"]) if own["pictures"] else None
-
-
-def verdict(found: dict[str, Any]) -> str:
-    """A sentence for people."""
-    number = len(found["tasks"])
-    apart = found["separable"]
-    if apart is None:
-        return (
-            "No score on validation says of every task which half is the better one. By the test pictures, which "
-            f"favours the larger of two, either half is better on {found['either']} of {number} tasks."
-        )
-    return (
-        f"On {found['improved']} of {number} tasks the better half's model is better than that of all pictures "
-        f"(told from none by the test pictures: better on {apart['better']}, worse on {apart['worse']})."
-    )
