@@ -20,7 +20,7 @@ from moce.engine.files import read_json
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
-from moce.study.cells import Waits, evaluate_options, fingerprints, other_pictures
+from moce.study.cells import Cells, Waits, evaluate_options, fingerprints, other_pictures
 from moce.study.compare import SMALL
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.settings import arms_of, plan_of, read_settings
@@ -485,7 +485,8 @@ def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
     read = read_settings(str(tmp_path / "study.toml"), SMALL)
     dense, clusters = Stage("mae"), Stage("clusters")
     arms = arms_of(read, tmp_path, dense, clusters, [0, 1])
-    assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "ViT-B"]
+    assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "data selection", "MoCE", "ViT-B"]
+    assert arms[3].selected_by is arms[4] and arms[4].models[0].path == arms[2].models[0].path
     assert arms[1].models[1].arguments() == {
         "mae": "mae", "clusters": "clusters", "images": read.images, "seed": 1, "preset": "tiny-imagenet",
         "epochs": 5, "gate": "none", "out": str(tmp_path / "runs" / "mae-star-seed1"),
@@ -520,7 +521,7 @@ def test_the_default_is_every_control_with_runs_in_common() -> None:
         for seed in (0, 1)
         for arm in ("mae-star", "tokenmoe", "sdr", "random-clusters", "moce")
     ]
-    assert sorted(Path(s.path).name for s in plan.stages()) == sorted(names)
+    assert sorted(Path(s.path).name for s in Cells(plan).stages()) == sorted(names)
     probed = [c for c in plan.cells() if c.arm.name == "MAE"]
     assert {c.seed for c in probed} == {0}  # another seed would give the same number
     tuned = plan_of(config, read_settings(None, {**SMALL, "protocols": ["linear", "finetune"]}))

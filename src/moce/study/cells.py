@@ -13,18 +13,18 @@ run cost, so that cells alone, copied together from several machines, make up a 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moce.config import EvaluateConfig, changed_method_options, resolve
-from moce.engine.files import held, read_json
+from moce.engine.files import held, read_json, write_json
 from moce.engine.runs import RESULT, read_run
 from moce.errors import Busy, UserError
-from moce.study.plan import Arm, Cell, Plan, Stage
+from moce.study.plan import CLASSIFYING, Cell, Plan, Stage
+from moce.study.selection import read_selection, selection_file, vote
 from moce.study.table import is_evaluation
 
-CLASSIFYING = ("knn", "linear", "finetune")  # protocols whose tasks are classes of whole pictures
 SPLITS = ("train", "val", "test")
 
 
@@ -149,6 +149,12 @@ def other_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     return None
 
 
+def selecting(cell: Cell) -> Cell:
+    """The cell of the arm that selects the clusters of a cell's run."""
+    assert cell.arm.selected_by is not None
+    return replace(cell, arm=cell.arm.selected_by)
+
+
 class Cells:
     """The cells of a plan as they lie on disk."""
 
@@ -161,21 +167,67 @@ class Cells:
         """Where a cell lies."""
         return self.folder / cell.file
 
-    def run_of(self, arm: Arm, seed: int) -> str | None:
-        """The run that cells of an arm and seed are of: the one that lies here, else what most of them say."""
-        stage = arm.models[seed]
+    def stage(self, cell: Cell) -> Stage | None:
+        """Whose model is measured; None where the vote that decides it is not counted yet."""
+        if cell.arm.selected_by is None:
+            return cell.stage
+        found = self.selection(cell)
+        return None if found is None else cell.arm.trained_on(found["clusters"], cell.seed)
+
+    def chain(self, cell: Cell) -> list[Stage]:
+        """What must be made for a cell, in order, as far as it is known: what selects its clusters comes first."""
+        stage = self.stage(cell) or selecting(cell).stage
+        return list(stage.chain())
+
+    def stages(self) -> list[Stage]:
+        """Every stage that is known to be needed and that a verb makes, once, in order."""
+        chains = [self.chain(cell) for cell in self.plan.cells()]
+        return list({s.path: s for chain in chains for s in chain if s.verb is not None}.values())
+
+    def selection(self, cell: Cell) -> dict[str, Any] | None:
+        """The clusters of a cell's run; None where nobody voted in the run that is there, with the pictures there."""
+        found = read_selection(selection_file(self.plan, cell))
+        if found is None:
+            return None
+        run, train = self.run_of(selecting(cell)), self.pictures(cell).get("train")
+        return found if run in (None, found["run"]) and train in (None, found["train"]) else None
+
+    def undecided(self, cells: list[Cell]) -> int:
+        """How many runs these cells may need beyond the `stages`, where every vote leads to other clusters."""
+        waiting = [cell for cell in cells if self.stage(cell) is None]
+        return len({(cell.stage.path, selection_file(self.plan, cell)) for cell in waiting})
+
+    def select(self, cell: Cell, device: str, quiet: bool) -> dict[str, Any]:
+        """Let a task's pictures vote in the finished run that selects, and write down what comes of it."""
+        by = selecting(cell)
+        about = {
+            "arm": by.arm.name,
+            "run": self.run_of(by),
+            "task": cell.task,
+            "train": self.pictures(cell).get("train"),
+        }
+        found = {**about, **vote(self.plan, cell, device, quiet)}
+        write_json(selection_file(self.plan, cell), found)
+        return found
+
+    def run_of(self, cell: Cell) -> str | None:
+        """The run that a cell is of: the one that lies here, else what most cells say that are of the same one."""
+        if (stage := self.stage(cell)) is None:
+            return None
         if stage.path not in self._runs:
-            cells = [cell for cell in self.plan.cells() if cell.stage.path == stage.path]
             here = identity(stage)
-            said = (
-                []
-                if here
-                else [content["study"].get("run") for cell in cells if (content := self.read(cell))]
-            )
+            cells = [] if here else self._alike(cell, stage)
+            said = [content["study"].get("run") for own in cells if (content := self.read(own))]
             if not (here or said):
                 return None
             self._runs[stage.path] = here or max(said, key=said.count)
         return self._runs[stage.path]
+
+    def _alike(self, cell: Cell, stage: Stage) -> list[Cell]:
+        """The cells of a stage; those of its kind alone are looked at, which are selected or not."""
+        selected = cell.arm.selected_by is not None
+        kind = [own for own in self.plan.cells() if (own.arm.selected_by is not None) == selected]
+        return [own for own in kind if (its := self.stage(own)) is not None and its.path == stage.path]
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """What lies in a cell's place."""
@@ -196,7 +248,8 @@ class Cells:
 
     def stale(self, cell: Cell, content: dict[str, Any]) -> str | None:
         """Why a cell is not that of the study as it is now; None where it is."""
-        run = self.run_of(cell.arm, cell.seed)
+        if (run := self.run_of(cell)) is None and cell.arm.selected_by is not None:
+            return "the votes that say which clusters it is of are of another run or of other pictures"
         if content["study"].get("run") != run:
             return "it measured another run than the one that is there now"
         known = content["study"].get("pictures")

@@ -169,7 +169,18 @@ def cost_table(result: dict[str, Any]) -> list[str]:
             *(count(arm[n]) for n in ("parameters", "active_parameters", "flops_per_image")),
         ]
         lines.append("| " + " | ".join([*cells, *("–" if t is None else clock(t) for t in times)]) + " |")
-    return lines
+    notes = selection_notes(result)
+    return [*lines, "", *notes] if notes else lines
+
+
+def selection_notes(result: dict[str, Any]) -> list[str]:
+    """What runs stand behind an arm whose clusters another one selects; a sentence for each such arm."""
+    return [
+        f"{arm['name']} is the mean of {counted(len(arm['runs']), 'run')}, one for each seed and set of clusters that "
+        f"the vote of a task leads to; what {arm['selected_by']} took, in which they vote, is not in it."
+        for arm in result["arms"]
+        if arm.get("selected_by") and arm["runs"]
+    ]
 
 
 def count(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """How the numbers of a study were got: its file, versions of the code, machines, and what all of it took."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ def origin(plan: Plan, results: list[dict[str, Any]], file: str | None) -> dict[
     `file`, and `config`, is the text of the study's file, null for the built-in one. Runs of other places than
     OUT/runs, which the study takes as they are, are among the commits and hosts but not among the seconds.
     """
-    stages = {
-        stage.path: stage for arm in plan.arms for last in arm.models.values() for stage in last.chain()
-    }
+    lasts = [last for arm in plan.arms for last in arm.models.values()]
+    for result in results:
+        arm = plan.arm(result["method"])
+        if arm is not None and arm.selected_by is not None:
+            lasts.append(replace(arm.models[result["seed"]], path=result["model"]))
+    stages = {stage.path: stage for last in lasts for stage in last.chain()}
     described = [found for stage in stages.values() if (found := description(stage))]
     hosts = {tuple(sorted(found["host"].items())) for found in described if "host" in found}
     own = [stage.path for stage in stages.values() if stage.verb is not None]

@@ -2,18 +2,22 @@
 
     stage   a run of pretrain, cluster or train-experts below OUT/runs, made when it is needed; or an earlier run
     arm     a name, the stage whose model it measures (one for each seed, or one for all), and a strategy where that
-            model has sub-models to choose from. Arms with the same training options share their runs.
+            model has sub-models to choose from. Arms with the same training options share their runs. An arm whose
+            clusters another one selects has a run for every set of them that a task's vote leads to (selection.py)
     cell    arm x task x protocol x seed: what one call of `moce evaluate` gives
 
 A plan says nothing about what is done already; cells.py and runner.py look.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moce.engine.files import sha256_of
+
+CLASSIFYING = ("knn", "linear", "finetune")  # protocols whose tasks are classes of whole pictures
 PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but which few shots are drawn
 # Strategies that a choice is compared with, and that are none. They bound nothing: the best on validation need not be
 # the best on test, and one that was drawn at random may be better than any choice.
@@ -60,10 +64,17 @@ class Arm:
     """One column of the tables."""
 
     name: str
-    models: Mapping[int, Stage]  # by seed
+    models: Mapping[int, Stage]  # by seed; where clusters are selected, what runs on them are made like
     options: Mapping[str, Any] = field(default_factory=dict)  # as the configuration gives them
     strategy: str | None = None
     protocols: tuple[str, ...] | None = None  # None: those of the study
+    selected_by: "Arm | None" = None  # whose sub-model says, task by task, on which clusters a run is trained
+
+    def trained_on(self, clusters: Sequence[int], seed: int) -> Stage:
+        """The run on the pictures of these clusters alone."""
+        like = self.models[seed]
+        path = f"{like.path}-{sha256_of(*map(str, clusters))[:8]}"
+        return replace(like, path=path, options={**like.options, "only_clusters": tuple(clusters)})
 
     @property
     def reference(self) -> bool:
@@ -87,7 +98,7 @@ class Cell:
 
     @property
     def stage(self) -> Stage:
-        """Whose model is measured."""
+        """Whose model is measured; where clusters are selected, what it is made like (`Cells.stage` knows it)."""
         return self.arm.models[self.seed]
 
     @property
@@ -136,7 +147,8 @@ class Plan:
         trained = [arm for arm in self.arms if next(iter(arm.models.values())) is not self.start]
         stages = [stage for arm in trained for stage in arm.models.values()]
         same = all(s.verb == "train-experts" and s.needs.get("mae") is self.start for s in stages)
-        return same and not any(name in arm.options for arm in trained for name in PICTURES)
+        other = any(arm.selected_by or any(name in arm.options for name in PICTURES) for arm in trained)
+        return same and not other
 
     def cells(self) -> list[Cell]:
         """All of them, in the order in which they are made: the first seed first, what shares features together."""
@@ -171,8 +183,3 @@ class Plan:
         if arm.reference and protocol not in PROBES:
             return False
         return arm.protocols is None or protocol in arm.protocols
-
-    def stages(self) -> list[Stage]:
-        """Every stage that the cells need and that a verb makes, once, in order."""
-        chains = [cell.stage.chain() for cell in self.cells()]
-        return list({s.path: s for chain in chains for s in chain if s.verb is not None}.values())

@@ -28,6 +28,7 @@ from moce.study.cells import (
     evaluate_options,
     is_finished,
     method_options,
+    selecting,
     stage_is_done,
 )
 from moce.study.plan import PROBES, Cell, Plan, Stage
@@ -42,7 +43,8 @@ class Progress:
 
     results: list[dict[str, Any]] = field(default_factory=list)  # the cells that are there
     left: list[Cell] = field(default_factory=list)
-    runs_left: list[Stage] = field(default_factory=list)
+    runs_left: list[Stage] = field(default_factory=list)  # that are known
+    undecided: int = 0  # runs at most that depend on votes which are not counted yet
     seconds: float = 0.0
 
 
@@ -53,7 +55,7 @@ def carry_out(plan: Plan, config: StudyConfig) -> Progress:
     """
     budget, cells = Budget(config.budget_minutes), Cells(plan)
     before = look(plan, cells, config.quiet)
-    tell(plan, before, config.quiet)
+    tell(plan, before, len(cells.stages()), config.quiet)
     worker = Worker(plan, cells, config, budget)
     worker.require_same()
     if config.budget_minutes != 0:
@@ -93,30 +95,37 @@ def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
         if not quiet and cells.path(cell).is_file():
             stale = cells.stale(cell, cells.read(cell) or {})
             say(f"{cells.path(cell)} is stale ({stale}) and is measured again")
-    needed = {s.path for cell in found.left for s in cell.stage.chain()}
-    found.runs_left = [s for s in plan.stages() if s.path in needed and not stage_is_done(s)]
+    needed = {s.path for cell in found.left for s in cells.chain(cell)}
+    found.runs_left = [s for s in cells.stages() if s.path in needed and not stage_is_done(s)]
+    found.undecided = cells.undecided(found.left)
     return found
 
 
-def tell(plan: Plan, found: Progress, quiet: bool) -> None:
-    """What there is to do, for people."""
-    runs, cells = len(plan.stages()), len(plan.cells())
+def tell(plan: Plan, found: Progress, runs: int, quiet: bool) -> None:
+    """What there is to do, for people; `runs` is how many are known, there or not."""
+    cells = len(plan.cells())
     of = f"{counted(len(plan.arms), 'arm')}, {counted(len(plan.tasks), 'task')}, {', '.join(plan.protocols)}, seeds "
     of += ", ".join(map(str, plan.seeds))
     there = f"{runs - len(found.runs_left)} and {cells - len(found.left)}"
     say(
-        f"study {plan.kind}: {of}: {counted(runs, 'run')} and {counted(cells, 'cell')}, of which {there} are there or "
-        "not needed any more",
+        f"study {plan.kind}: {of}: {runs_and(runs, found.undecided)} {counted(cells, 'cell')}, of which {there} are "
+        "there or not needed any more",
         quiet,
     )
     if found.left and found.results:
         say(still_left(plan, found), quiet)
 
 
+def runs_and(known: int, undecided: int) -> str:
+    """'2 runs and', '2 runs, up to 3 more that depend on votes, and'."""
+    more = f", up to {undecided:,} more that depend on votes," if undecided else ""
+    return f"{counted(known, 'run')}{more} and"
+
+
 def still_left(plan: Plan, found: Progress) -> str:
     """'2 runs and 30 cells are left, about 12:30 for the cells ...'."""
-    runs = len(found.runs_left)
-    text = f"{counted(runs, 'run')} and {counted(len(found.left), 'cell')} are left"
+    runs = runs_and(len(found.runs_left), found.undecided)
+    text = f"{runs} {counted(len(found.left), 'cell')} are left"
     seconds, unknown = estimate(found)
     if seconds:
         text += f", about {clock(seconds)}"
@@ -157,7 +166,7 @@ class Worker:
         """Measure a cell, unless it is there by now or cannot be measured yet; raises Spent."""
         self.budget.require()
         quiet = self.config.quiet
-        if not self.ready(cell.stage):
+        if (stage := self.run_for(cell)) is None:
             return
         with self.cells.claimed(cell) as ours:
             if not ours:
@@ -169,15 +178,15 @@ class Worker:
             if isinstance(options, Waits):
                 say(f"{number} {cell}: waits for {options.cell}; passed over for now", quiet)
                 return
-            content = self.evaluated(cell, options)
+            content = self.evaluated(cell, stage, options)
             write_json(self.cells.path(cell), content)
         say(f"{number} {cell}: {percent(content['value'])} ({clock(content['study']['seconds'])})", quiet)
 
-    def evaluated(self, cell: Cell, options: dict[str, Any]) -> dict[str, Any]:
-        """The content of a cell."""
+    def evaluated(self, cell: Cell, stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
+        """The content of a cell, which measures a stage."""
         started = time.monotonic()
         call = dict(
-            model=cell.stage.path,
+            model=stage.path,
             task=cell.task,
             data_root=self.plan.data_root,
             protocol=cell.protocol,
@@ -187,7 +196,7 @@ class Worker:
         if cell.protocol in PROBES:  # seconds; what takes longer shows its progress, and can be continued
             result = self._call("evaluate", True, **call)
         else:
-            made_of = json.dumps([self.cells.run_of(cell.arm, cell.seed), self.cells.pictures(cell), options])
+            made_of = json.dumps([self.cells.run_of(cell), self.cells.pictures(cell), options])
             folder = self.plan.out / "evaluations" / cell.file.with_suffix("")
             with self.budget.within():
                 result = self._call("evaluate", self.config.quiet, out=folder / sha256_of(made_of), **call)
@@ -195,22 +204,43 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
         about = {
             "arm": cell.arm.name,
-            "run": self.cells.run_of(cell.arm, cell.seed),
+            "run": self.cells.run_of(cell),
             "method": result["method"],
             "options": method_options(options, cell.protocol),
             "pictures": self.cells.pictures(cell),
             "seconds": round(time.monotonic() - started, 3),
-            "cost": cost_of(cell.stage, self.plan.start),
+            "cost": cost_of(stage, self.plan.start),
         }
         return {**result, "method": cell.arm.name, "study": about}
 
     def require_same(self) -> None:
         """UserError where a finished run is not that of the plan: its verb says what differs, or has nothing to do."""
-        for stage in self.plan.stages():
+        for stage in self.cells.stages():
             if is_finished(stage) and not stage_is_done(stage):
                 with suppress(Busy):
                     self._call(str(stage.verb), True, **stage.arguments())
                     self.done.add(stage.path)
+
+    def run_for(self, cell: Cell) -> Stage | None:
+        """The finished run that a cell measures; where votes decide which, the run that they are cast in comes first.
+
+        None where another process works in one of them.
+        """
+        stage = self.cells.stage(cell)
+        if stage is None:
+            by = selecting(cell)
+            if not self.ready(by.stage):
+                return None
+            if (found := self.cells.selection(cell)) is None:  # another process may have counted
+                found = self.cells.select(cell, self.config.device, self.config.quiet)
+                votes = f"{found['votes'][found['cluster']]} of {sum(found['votes'])} votes"
+                what = f"cluster {found['cluster']} of {by} has {votes}"
+                say(
+                    f"{what}; {counted(len(found['clusters']), 'cluster')} with its experts",
+                    self.config.quiet,
+                )
+            stage = cell.arm.trained_on(found["clusters"], cell.seed)
+        return stage if self.ready(stage) else None
 
     def ready(self, stage: Stage) -> bool:
         """Make a run and those that it needs; False where another process works in one of them."""

@@ -6,13 +6,14 @@ anything is trained.
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from moce.config import ClusterConfig, EvaluateConfig, ExpertsConfig, PretrainConfig, StudyConfig, resolve
 from moce.errors import UserError, did_you_mean
 from moce.study.plan import Arm, Plan, Stage, slug, task_name
+from moce.study.selection import selected_options, selecting_arm
 
 TEXT, TEXTS, NUMBERS, TABLE, TABLES = (
     "a text",
@@ -27,7 +28,14 @@ KEYS = {
     "mae": TEXT, "clusters": TEXT, "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
     "pretrain": TABLE, "cluster": TABLE, "experts": TABLE, "evaluate": TABLE, "arms": TABLES,
 }  # fmt: skip
-ARM_KEYS = {"name": TEXT, "options": TABLE, "strategy": TEXT, "protocols": TEXTS, "model": TEXT}
+ARM_KEYS = {
+    "name": TEXT,
+    "options": TABLE,
+    "strategy": TEXT,
+    "protocols": TEXTS,
+    "model": TEXT,
+    "selected_by": TEXT,
+}
 IS: dict[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str),
     TEXTS: lambda value: isinstance(value, str) or _list_of(value, str),
@@ -200,8 +208,12 @@ def cluster_stage(settings: Settings, out: Path, dense: Stage, seed: int) -> Sta
 
 
 def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds: list[int]) -> list[Arm]:
-    """The arms of the file. One without options is the dense model; those with the same options share their runs."""
+    """The arms of the file. One without options is the dense model; those with the same options share their runs.
+
+    UserError for what cannot be an arm.
+    """
     arms: list[Arm] = []
+    selecting: dict[str, tuple[str, str]] = {}  # by the arm's name
     folders: dict[str, str] = {}
     for number, given in enumerate(settings.content["arms"]):
         where = f"{settings.where} [[arms]] {number + 1}"
@@ -211,25 +223,30 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds:
         name = given["name"]
         if any(slug(arm.name) == slug(name) for arm in arms):
             raise UserError(f"{where}: another arm is called '{name}' or nearly so; give each its own name.")
+        protocols = tuple(listed(given["protocols"])) if "protocols" in given else None
+        for protocol in protocols or ():
+            if protocol not in settings.protocols:
+                hint = did_you_mean(protocol, settings.protocols)
+                raise UserError(f"{where}: '{protocol}' is none of the study's protocols.{hint}")
         options = given.get("options", {})
+        by = given.get("selected_by")
+        if by is not None:
+            options = selected_options(given, protocols or settings.protocols, where)
+            selecting[name] = by, where
         if "model" in given and options:
             raise UserError(f"{where}: 'model' is evaluated as it is; leave 'options' or 'model' out.")
         if options:
             require_options(
                 settings, "experts", {**settings.content.get("experts", {}), **options}, f"arms: {name}"
             )
-            folder = folders.setdefault(repr(sorted(options.items())), slug(name))
+            folder = folders.setdefault(repr((by is not None, sorted(options.items()))), slug(name))
             models = {s: experts_stage(settings, out, folder, options, dense, clusters, s) for s in seeds}
         else:
             models = dict.fromkeys(seeds, Stage(given["model"]) if "model" in given else dense)
         require_choice(given, where)
-        protocols = tuple(listed(given["protocols"])) if "protocols" in given else None
-        for protocol in protocols or ():
-            if protocol not in settings.protocols:
-                hint = did_you_mean(protocol, settings.protocols)
-                raise UserError(f"{where}: '{protocol}' is none of the study's protocols.{hint}")
         arms.append(Arm(name, models, options, given.get("strategy"), protocols))
-    return arms
+    selected = {name: selecting_arm(by, arms, where) for name, (by, where) in selecting.items()}
+    return [replace(arm, selected_by=selected[arm.name]) if arm.name in selected else arm for arm in arms]
 
 
 def require_choice(arm: Mapping[str, Any], where: str) -> None:

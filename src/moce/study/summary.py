@@ -108,9 +108,11 @@ def pairs_of(plan: Plan, measured: Measured, protocol: str) -> Iterable[Pair]:
 
 
 def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What an arm is and costs, from its cells, or from its runs where there is no cell yet."""
-    costs = [r["study"].get("cost", {}) for r in results if r["method"] == arm.name]
+    """What an arm is and costs, mean of the runs of its cells, or of its runs where there is no cell yet."""
+    own = [r for r in results if r["method"] == arm.name]
+    costs = list({r["study"].get("run"): r["study"].get("cost", {}) for r in own}.values())
     costs = costs or [cost_of(stage, plan.start) for stage in arm.models.values()]
+    paths = [r["model"] for r in own] if arm.selected_by else [s.path for s in arm.models.values()]
     names = (
         "parameters",
         "active_parameters",
@@ -126,7 +128,8 @@ def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, 
         "options": dict(arm.options),
         "as_it_is": plan.as_it_is(arm),
         "bound": arm.reference,
-        "runs": list(dict.fromkeys(Path(stage.path).name for stage in arm.models.values())),
+        "selected_by": arm.selected_by.name if arm.selected_by else None,
+        "runs": list(dict.fromkeys(Path(path).name for path in paths)),
         **{n: sum(values) / len(values) if values else None for n, values in mean.items()},
     }
 

@@ -52,14 +52,18 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     first = cells[0]
     scores = [cell["settings"].get("val_score") for cell in cells]
     known = [score for score in scores if score is not None]
-    cost = first["study"].get("cost", {})
+    spent = {cell["study"]["run"]: cell["study"].get("cost", {}).get("seconds") for cell in cells}
+    seconds = [own for own in spent.values() if own is not None]
+    options = training_options(arm.models[seed], arm.options)
+    if arm.selected_by is not None:
+        options["selected_by"] = arm.selected_by.name
     values = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": (first.get("commit") or "")[:12],
         "study": plan.kind,
         "corpus": corpus(plan),
         "arm": first["study"]["arm"],
-        "options": as_json(training_options(arm.models[seed], arm.options)),
+        "options": as_json(options),
         "strategy": first["settings"].get("strategy", ""),
         "seed": seed,
         "protocol": first["protocol"],
@@ -67,12 +71,18 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
         # Fine-tuning with a given learning rate chooses nothing, so it has no score on validation.
         "val_score": f"{sum(known) / len(known):.5f}" if len(known) == len(cells) else "",
         "test": f"{sum(cell['value'] for cell in cells) / len(cells):.5f}",
-        "train_seconds": "" if cost.get("seconds") is None else f"{cost['seconds']:.1f}",
-        "fingerprint": first["study"]["run"],
+        "train_seconds": f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
+        "fingerprint": runs_of(cells),
         "evaluation": as_json(first["study"].get("options", {})),
         "data": sha256_of(*(as_json(pictures_of(cell)) for cell in cells)),
     }
     return {name: str(value) for name, value in values.items()}
+
+
+def runs_of(cells: list[dict[str, Any]]) -> str:
+    """The run that was measured; where not all tasks have the same one, that of each, in the order of `tasks`."""
+    runs = [cell["study"]["run"] for cell in sorted(cells, key=lambda cell: cell["task"])]
+    return runs[0] if len(set(runs)) == 1 else " ".join(runs)
 
 
 def as_json(content: Any) -> str:

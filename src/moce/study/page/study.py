@@ -7,7 +7,7 @@ from markupsafe import Markup
 from moce.engine.progress import clock
 from moce.study.charts import dot_chart
 from moce.study.gauges import forest_axis, forest_row
-from moce.study.markdown import count, not_resampled, references_of
+from moce.study.markdown import count, not_resampled, references_of, selection_notes
 from moce.study.pairs import CHANCE, stands_out
 from moce.study.summary import FITS
 from moce.study.table import percent
@@ -25,6 +25,7 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
         "references": references_of(result),
         "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
         "costs": [cost_row(arm) for arm in result["arms"]],
+        "selections": selection_notes(result),
     }
 
 
@@ -101,5 +102,7 @@ def cost_row(arm: dict[str, Any]) -> dict[str, Any]:
     sizes = {name: count(arm[name]) for name in ("parameters", "active_parameters", "flops_per_image")}
     said = {name: "–" if seconds is None else clock(seconds) for name, seconds in times.items()}
     options = ", ".join(f"{name} {value}" for name, value in arm["options"].items())
+    if arm.get("selected_by"):
+        options += f", clusters selected by {arm['selected_by']}"
     other = f"as it is: {arm['as_it_is']}" if arm.get("as_it_is") else "the dense model"
     return {"name": arm["name"], "options": options or other, "strategy": arm["strategy"], **sizes, **said}
