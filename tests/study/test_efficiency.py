@@ -1,5 +1,6 @@
 """What methods cost: FLOPs and parameters against what can be worked out, and the study from end to end."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape
 from moce.study import efficiency
+from moce.study.bench import turns
 from moce.study.bench.costs import costs_of
+from moce.study.bench.timing import Variant
+from moce.study.budget import Budget, Spent
 from moce.study.efficiency_tables import cost_tables, markdown
 
 IMAGES = 2
@@ -124,6 +128,80 @@ def test_two_at_a_time_would_time_each_other(study: dict[str, Any], config: Path
     with held(folder / ".lock"), pytest.raises(UserError, match="Another process is working in"):
         moce.study("efficiency", out=folder, config=config, quiet=True, device="cpu")
     assert list(study["machines"]) == ["vit-ti/8: training", "vit-ti/8: inference", "vit-ti/8: search"]
+
+
+class Spare(Budget):
+    """A budget of so many looks at it."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__(None)
+        self.looks = looks
+
+    def require(self) -> None:
+        self.looks -= 1
+        if self.looks < 0:
+            raise Spent
+
+
+def test_when_the_time_is_up_a_part_ends_after_a_row_and_goes_on_there(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "c.toml").write_text(config.read_text() + 'parts = ["search"]\n')
+    options = {"out": tmp_path / "s", "config": tmp_path / "c.toml", "device": "cpu"}
+    with monkeypatch.context() as patched:
+        patched.setattr(efficiency, "Budget", lambda minutes: Spare(3))  # the part, and two of its rows
+        found = moce.study("efficiency", **options, budget_minutes=1)
+    assert [row["name"] for row in found["rows"]] == ["search-vote", "search-per-layer"]
+    left = ["vit-ti/8: search, search-knn", "vit-ti/8: search, search-oracle"]
+    assert found["left_out"] == left and found["cells"] == {"there": 0, "left": 1} and not found["finished"]
+    said = capsys.readouterr().err
+    assert f"not measured within 1 minutes: {', '.join(left)}; the same command continues" in said
+    monkeypatch.setattr(turns, "LONG", 0.0)
+    whole = moce.study("efficiency", **options)
+    assert "search-oracle: 2 runs, about " in capsys.readouterr().err
+    assert [row["name"] for row in whole["rows"]] == list(efficiency.SEARCH) and whole["finished"]
+    assert json.loads(json.dumps(whole["rows"][:2])) == json.loads(json.dumps(found["rows"]))
+    file = json.loads((tmp_path / "s" / "cells" / "vit-ti-8-search.json").read_text())
+    assert set(file) == {"options", "machine", "rows"} and len(file["rows"]) == 4
+
+
+def test_turns_go_on_where_they_ended() -> None:
+    done: list[str] = []
+
+    class Job:
+        flops_per_image = 2.0
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+            done.append(f"build {name}")
+
+        def seconds(self) -> float:
+            done.append(self.name)
+            return float(len(done))
+
+    def row(name: str) -> turns.Row:
+        setting = dict.fromkeys(("model", "image_size", "batch_size", "device"), "x") | {"precision": "fp32"}
+        variant = Variant(name, setting, 1, lambda: Job(name), "a")
+        return turns.Row(variant, lambda timed: {"said": timed.variant.name.upper()})
+
+    kept: dict[str, Any] = {}
+    saved: list[int] = []
+
+    def taken(looks: int) -> list[str]:
+        done.clear()
+        own = turns.Turns([row("a"), row("b")], 2, torch.device("cpu"), kept)
+        with contextlib.suppress(Spent):
+            own.take("rows", True, Spare(looks).require, lambda: saved.append(len(kept)))
+        return [found["said"] for found in own.finished()]
+
+    assert taken(0) == [] and done == [] and not kept
+    assert taken(1) == [] and done == ["build a", "a", "build a", "a", "a"]  # the first loads libraries
+    assert taken(2) == ["A"] and done == ["build a", "a", "build b", "b", "b", "build a", "a", "a"]
+    before = kept["a"]["seconds"]
+    assert taken(9) == ["A", "B"] and done == ["build b", "b", "b"]
+    assert kept["a"]["seconds"] == before and [len(own["seconds"]) for own in kept.values()] == [2, 2]
+    assert saved == [1, 2, 2, 2]
+    assert taken(9) == ["A", "B"] and done == []
 
 
 def test_without_time_it_says_what_is_missing(tmp_path: Path, config: Path, capsys: Any) -> None:

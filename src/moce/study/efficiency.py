@@ -1,19 +1,20 @@
 """The study `efficiency`: what each method costs to train, to use, and to find a task's sub-model with.
 
-Three parts for each model, those of a part measured in turn (bench/timing.py):
+Three parts for each model, the rows of a part measured in turn (bench/turns.py):
 
     training     one optimiser step of MAE, MAE*, TokenMoE, MoCE and both phases of SDR, on a batch that is there
     inference    features of the same batch: whole models, and the plain ViTs that tasks get of MoCE and SDR
     search       from a run folder to the sub-model of a task: vote, per layer, neighbours, every sub-model
 
-A part is a file in OUT/cells and is not measured again. Sizes and turns are those of `moce bench`.
+A part is a file in OUT/cells; what it holds is not measured again, also of a part that is not finished. Sizes and
+turns are those of `moce bench`.
 """
 
 import gc
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,18 +24,19 @@ import torch
 from moce.config import BenchConfig, StudyConfig, given, resolve, speed
 from moce.engine.devices import pick_device
 from moce.engine.files import held, read_json, write_json, write_whole
-from moce.engine.progress import say, track
+from moce.engine.progress import say
 from moce.engine.runs import RESULT, read_run, source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.reading import forget
 from moce.model.weights import read_header
 from moce.study.bench.costs import costs_of
 from moce.study.bench.inference import Inference, inference_variants
-from moce.study.bench.rows import machine, rows_of
+from moce.study.bench.rows import machine
 from moce.study.bench.search import Search
 from moce.study.bench.settings import Setting, settings_of
 from moce.study.bench.steps import Steps
-from moce.study.bench.timing import Variant, take_turns
+from moce.study.bench.timing import Timed, Variant
+from moce.study.bench.turns import Row, Turns
 from moce.study.budget import Budget, Spent
 from moce.study.efficiency_tables import cost_tables, markdown
 from moce.study.outcome import prepare
@@ -124,7 +126,6 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
             "out": str(out),
             "corpus": "",
             "finished": not found["left_out"],
-            "cells": {"there": found.pop("num_parts"), "left": len(found["left_out"])},
             **found,
             "seconds": round(budget.seconds, 1),
             "commit": source_commit(),
@@ -160,43 +161,84 @@ def options_of(config: StudyConfig) -> EfficiencyOptions:
 
 
 def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
-    """{num_parts, machines, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
+    """{cells, machines, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
 
-    What is not begun when the budget is used up is in `left_out`.
+    Parts that are not begun when the budget is used up, and the rows that are missing of one that is, are `left_out`.
     """
     device = pick_device(options.device)
-    left_out: list[str] = []
     parts: dict[str, dict[str, Any]] = {}
+    left: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="moce-efficiency-") as folder:
         settings = settings_of(options, device, Path(folder))
         for setting in settings:
             for part in options.parts:
-                file = out / "cells" / f"{setting.model.replace('/', '-')}-{part}.json"
-                about = identity(options, part, device)
                 if part == "search" and options.moce is not None and setting is not settings[0]:
                     continue  # it is in that run, whatever the setting
-                if file.is_file() and (there := read_json(file))["options"] == about:
-                    parts[f"{setting.model}: {part}"] = there
-                    continue
+                key = f"{setting.model}: {part}"
+                file = out / "cells" / f"{setting.model.replace('/', '-')}-{part}.json"
+                own = Part(part, setting, options, file)
                 try:
-                    budget.require()
+                    own.measure(budget, quiet)
                 except Spent:
-                    left_out.append(f"{setting.model}: {part}")
-                    continue
-                say(f"{setting.model}: {part}", quiet)
-                found = MEASURE[part](setting, options, quiet)
-                measured_now = {"options": about, "machine": machine(device), "rows": found}
-                write_json(file, measured_now)
-                parts[f"{setting.model}: {part}"] = measured_now
-                forget()
-                gc.collect()
+                    left[key] = own.left(key)
+                if own.content:
+                    parts[key] = own.content
     return {
-        "num_parts": len(parts),
+        "cells": {"there": len(parts.keys() - left.keys()), "left": len(left)},
         "machines": {name: part["machine"] for name, part in parts.items()},
         "rows": [row for part in parts.values() for row in part["rows"]],
         "notes": [*NOTES, QUICK] if options.quick else list(NOTES),
-        "left_out": left_out,
+        "left_out": [name for names in left.values() for name in names],
     }
+
+
+@dataclass
+class Part:
+    """One file: {options, machine, rows}, and while it is not finished `turns`, what was timed so far."""
+
+    name: str
+    setting: Setting
+    options: EfficiencyOptions
+    file: Path
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, budget: Budget, quiet: bool) -> None:
+        """Time what is not there yet. Raises Spent, which is asked for before every run; what is timed is kept."""
+        about = identity(self.options, self.name, self.setting.device)
+        there = read_json(self.file) if self.file.is_file() else {}
+        self.content = there if there.get("options") == about else {}
+        if self.content and "turns" not in self.content:
+            return
+        budget.require()
+        say(f"{self.setting.model}: {self.name}", quiet)
+        try:
+            rows = MEASURE[self.name](self.setting, self.options)
+            turns = Turns(rows, self.repeats, self.setting.device, self.content.get("turns", {}))
+            content = {"options": about, "machine": machine(self.setting.device)}
+
+            def save() -> None:
+                finished = turns.finished()
+                more = {"turns": turns.kept} if len(finished) < len(rows) else {}
+                self.content = {**content, "rows": finished, **more}
+                write_json(self.file, self.content)
+
+            turns.take(self.name, quiet, budget.require, save)
+        finally:
+            forget()
+            gc.collect()
+
+    @property
+    def repeats(self) -> int:
+        """Turns of each row."""
+        wanted = 1 if self.options.quick else self.options.repeats
+        return min(wanted, SEARCHES) if self.name == "search" else wanted
+
+    def left(self, key: str) -> list[str]:
+        """What is missing: the part, or those of its rows that are not finished."""
+        if not self.content:
+            return [key]
+        there = {row["name"] for row in self.content["rows"]}
+        return [f"{key}, {name}" for name in ROWS[self.name] if name not in there]
 
 
 def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:
@@ -216,64 +258,66 @@ def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dic
     return {**{name: getattr(options, name) for name in names}, **here}
 
 
-def timed_rows(
-    variants: list[Variant], setting: Setting, quiet: bool, what: str, most: int = 100
-) -> list[dict[str, Any]]:
-    """Rows as of `moce bench`, of variants that take turns, `most` at most."""
-    repeats = 1 if setting.options.quick else min(setting.options.repeats, most)
-    variants[0].build().seconds()  # libraries that the first job loads are not its memory
-    with track(len(variants) * (repeats + 1), what, "runs", quiet) as bar:
-        found = take_turns(variants, repeats, setting.device, lambda name: bar.advance(1, name))
-    return rows_of(found, setting.device)
-
-
-def training(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
+def training(setting: Setting, options: EfficiencyOptions) -> list[Row]:
     """An optimiser step of every method."""
     steps, batch = Steps(setting), setting.amounts.batch_size
-    jobs = {m.row: partial(steps.method, m.gate, m.progress) if m.gate else steps.dense for m in TRAINING}
-    variants = [Variant(m.row, setting.about(), batch, jobs[m.row], "step-dense") for m in TRAINING]
-    rows = timed_rows(variants, setting, quiet, "training")
-    for row, own in zip(rows, TRAINING, strict=True):
-        objective: Any = steps.objective(own.gate) if own.gate else steps.dense_objective()
-        pictures = steps.at(own.progress) if own.gate else steps.pictures
-        objective.to(setting.device)
-        costs = costs_of(
-            objective.trained, partial(objective, pictures), batch, all_at_once=own.row == "step-sdr-whole"
-        )
-        row |= {"part": "training", "method": own.name, **costs.to_json()}
-    return rows
+
+    def row(own: Method) -> Row:
+        job = partial(steps.method, own.gate, own.progress) if own.gate else steps.dense
+
+        def facts(timed: Timed) -> dict[str, Any]:
+            objective: Any = steps.objective(own.gate) if own.gate else steps.dense_objective()
+            pictures = steps.at(own.progress) if own.gate else steps.pictures
+            objective.to(setting.device)
+            forward, whole = partial(objective, pictures), own.row == "step-sdr-whole"
+            costs = costs_of(objective.trained, forward, batch, all_at_once=whole)
+            return {"part": "training", "method": own.name, **costs.to_json()}
+
+        return Row(Variant(own.row, setting.about(), batch, job, "step-dense"), facts)
+
+    return [row(own) for own in TRAINING]
 
 
-def inference(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
+def inference(setting: Setting, options: EfficiencyOptions) -> list[Row]:
     """Features of a batch by every network."""
     there = Inference(Steps(setting))
-    rows = timed_rows(inference_variants(there), setting, quiet, "inference")
-    for row in rows:
-        network = there.networks[row["name"]]
+
+    def facts(timed: Timed) -> dict[str, Any]:
+        name = timed.variant.name
+        network = there.networks[name]
         forward = partial(network.features, there.steps.pictures.images)
         costs = costs_of(network.module, forward, setting.amounts.batch_size)
-        row["peak_bytes"] += network.num_bytes
-        row |= {"part": "inference", "method": INFERENCE[row["name"]], **costs.to_json()}
-    return rows
+        peak = {"peak_bytes": timed.peak_bytes + network.num_bytes}
+        return {**peak, "part": "inference", "method": INFERENCE[name], **costs.to_json()}
+
+    return [Row(variant, facts) for variant in inference_variants(there)]
 
 
-def search(setting: Setting, options: EfficiencyOptions, quiet: bool) -> list[dict[str, Any]]:
+def search(setting: Setting, options: EfficiencyOptions) -> list[Row]:
     """The search for a task's sub-model."""
     seeking = Search(setting, options.moce, options.task, options.data_root)
-    rows = timed_rows(seeking.variants(), setting, quiet, "search", SEARCHES)
     header = read_header(seeking.run / "model.safetensors")
     about = {name: header["experts"][name] for name in ("num_clusters", "num_experts", "layers")}
     if options.moce is not None:
         about |= {"model": header["shape"]["architecture"], "image_size": header["shape"]["image_size"]}
-    for row in rows:
-        tried = seeking.tried[row["name"].removeprefix("search-")]
-        row |= {"part": "search", "method": SEARCH[row["name"]], "tried": tried}
-        row["setting"] = {**row["setting"], **about, "task": seeking.pictures.name}
-    return rows
+
+    def facts(timed: Timed) -> dict[str, Any]:
+        name = timed.variant.name
+        tried = seeking.tried[name.removeprefix("search-")]
+        own = {**timed.variant.setting, **about, "task": seeking.pictures.name}
+        return {"part": "search", "method": SEARCH[name], "tried": tried, "setting": own}
+
+    def expected(medians: dict[str, float]) -> float | None:
+        known, fits = medians.get("search-knn"), seeking.fitting_seconds()
+        return None if known is None or fits is None else known + fits
+
+    guessed = {"search-oracle": expected}
+    return [Row(v, facts, *([guessed[v.name]] if v.name in guessed else [])) for v in seeking.variants()]
 
 
-MEASURE: dict[str, Callable[[Setting, EfficiencyOptions, bool], list[dict[str, Any]]]] = {
+MEASURE: dict[str, Callable[[Setting, EfficiencyOptions], list[Row]]] = {
     "training": training,
     "inference": inference,
     "search": search,
 }
+ROWS = {"training": [own.row for own in TRAINING], "inference": list(INFERENCE), "search": list(SEARCH)}

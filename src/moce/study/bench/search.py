@@ -13,14 +13,17 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from moce.config import EvaluateConfig, resolve
+from moce.engine.files import read_json
 from moce.images.loader import survey
 from moce.images.tasks import Task, open_tasks
+from moce.model.weights import read_header
 from moce.study.bench.passes import Passes
 from moce.study.bench.settings import Setting
 from moce.study.bench.timing import Call, Variant
 from moce.transfer.encoder import channels_of
 from moce.transfer.evaluate import encoder_for
 from moce.transfer.pictures import BATCH
+from moce.transfer.probe import INVERSE_L2, fitting_seconds
 from moce.transfer.submodels import forget_tasks
 
 # What `moce evaluate` is asked for; the oracle alone depends on the protocol.
@@ -70,6 +73,16 @@ class Search:
             self.tried[strategy] = found.about["choice"].get("tried", 1)
 
         return Call(search, 0.0, setting.device)
+
+    def fitting_seconds(self) -> float | None:
+        """About how long the linear probes of all sub-models take, beyond their features; None where nobody knows."""
+        if not (self.run / "routing.json").is_file():  # a run of an older version
+            return None
+        header = read_header(self.run / "model.safetensors")["experts"]
+        table = read_json(self.run / "routing.json")
+        number = len(set(zip(*(layer["expert"] for layer in table.values()), strict=True)))
+        task, fits = self.pictures, len(INVERSE_L2) + 2
+        return number * fitting_seconds(len(task.train), header["cluster_width"], task.num_classes, fits)
 
     def variants(self) -> list[Variant]:
         """The rows of the search, which take turns; `images` are the task's training pictures."""

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from moce.engine.devices import peak_rss_bytes
 
 
+@runtime_checkable
 class Job(Protocol):
     """Something to be timed, ready to run."""
 
