@@ -362,7 +362,9 @@ class EvaluateConfig(Distributed):
     )
     epochs: int = method(40, "finetune, detect: passes over the training pictures", at_least=1)
     steps: int = method(0, "segment: training steps", at_least=0)
-    batch_size: int = method(64, "finetune, detect, segment: pictures per step", at_least=1)
+    batch_size: int = method(
+        64, "finetune, detect, segment: pictures per step, over all processes", at_least=1
+    )
     lrs: tuple[float, ...] = method(
         (5e-4, 1e-3, 2e-3),
         "finetune: peak learning rates that validation chooses from; detect, segment: the one that is taken",

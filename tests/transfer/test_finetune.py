@@ -326,6 +326,6 @@ def test_of_the_trainings_the_last_one_s_weights_stay(tmp_path: Path) -> None:
     kept = {name for name in files(tmp_path) if name.endswith(".safetensors")}
     assert kept == {"classifier.safetensors"}
     scores = [
-        json.loads((tmp_path / f"lr-{lr:g}/result.json").read_text())["val_score"] for lr in (1e-3, 1e38)
+        json.loads((tmp_path / f"lr-{lr!r}/result.json").read_text())["val_score"] for lr in (1e-3, 1e38)
     ]
     assert scores[0] > 0.2 and scores[1] is None

@@ -130,7 +130,8 @@ def fabric_of(
         )
     elif processes.world > 1:
         # Of ours every parameter gets a gradient in every step, an expert without pictures zeros.
-        # Buffers are constants; older torch has another name for leaving them alone.
+        # Buffers are constants, or the same everywhere (batch norms of the whole batch, transfer/norm.py); older
+        # torch has another name for leaving them alone.
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {

@@ -127,9 +127,7 @@ class Plan:
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
-    lr_from: str | None = (
-        None  # the arm whose validation chooses a task's learning rate of fine-tuning for all,
-    )
+    lr_from: str | None = None  # the arm that chooses a task's learning rate of fine-tuning for all,
     lr_seed: int | None = None  # with this seed; None: the first
 
     def arm(self, name: str) -> Arm | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from moce import VERBS
@@ -114,6 +115,15 @@ def tell(plan: Plan, found: Progress, runs: int, quiet: bool) -> None:
     )
     if found.left and found.results:
         say(still_left(plan, found), quiet)
+    elsewhere = {first.seed for cell in found.left if (first := plan.chooser(cell)) is not None} - {
+        *plan.seeds
+    }
+    for seed in elsewhere:
+        say(
+            f"fine-tuning takes the learning rates that {plan.lr_from} chooses with seed {seed}; what has none yet "
+            f"waits for the command with --seeds {seed}",
+            quiet,
+        )
 
 
 def runs_and(known: int, undecided: int) -> str:
@@ -180,6 +190,7 @@ class Worker:
                 return
             content = self.evaluated(cell, stage, options)
             write_json(self.cells.path(cell), content)
+            shutil.rmtree(self.folder(cell), ignore_errors=True)
         say(f"{number} {cell}: {percent(content['value'])} ({clock(content['study']['seconds'])})", quiet)
 
     def evaluated(self, cell: Cell, stage: Stage, options: dict[str, Any]) -> dict[str, Any]:
@@ -197,21 +208,25 @@ class Worker:
             result = self._call("evaluate", True, **call)
         else:
             made_of = json.dumps([self.cells.run_of(cell), self.cells.pictures(cell), options])
-            folder = self.plan.out / "evaluations" / cell.file.with_suffix("")
+            out = self.folder(cell) / sha256_of(made_of)
             with self.budget.within():
-                result = self._call("evaluate", self.config.quiet, out=folder / sha256_of(made_of), **call)
+                result = self._call("evaluate", self.config.quiet, out=out, **call)
             result = {name: value for name, value in result.items() if name not in FILES}
-            shutil.rmtree(folder, ignore_errors=True)
         about = {
             "arm": cell.arm.name,
             "run": self.cells.run_of(cell),
             "method": result["method"],
             "options": method_options(options, cell.protocol),
             "pictures": self.cells.pictures(cell),
-            "seconds": round(time.monotonic() - started, 3),
+            # What was continued says how long all of it took.
+            "seconds": max(round(time.monotonic() - started, 3), result["seconds"]),
             "cost": cost_of(stage, self.plan.start),
         }
         return {**result, "method": cell.arm.name, "study": about}
+
+    def folder(self, cell: Cell) -> Path:
+        """Where an evaluation that trains works until it is a cell."""
+        return self.plan.out / "evaluations" / cell.file.with_suffix("")
 
     def require_same(self) -> None:
         """UserError where a finished run is not that of the plan: its verb says what differs, or has nothing to do."""

@@ -50,6 +50,7 @@ class Trainable(nn.Module):
     patch_size: tuple[int, int] | None = (
         None  # height and width; None where there are no patches to make a map of
     )
+    all_used = True  # whether features depend on every parameter that is trained
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter, by its name in this module."""

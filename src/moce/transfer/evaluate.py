@@ -19,8 +19,14 @@ from moce.images.sources import Source
 from moce.images.tasks import Task, few_shots, open_tasks, split
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
-from moce.transfer.finetune import LONG, Recipe, Tuning, finetune
-from moce.transfer.learning import BY_LABELS, carried_out, training_options
+from moce.transfer.finetune import LONG, WEIGHTS, Recipe, Tuning, finetune
+from moce.transfer.learning import (
+    BY_LABELS,
+    carried_out,
+    require_several_possible,
+    result_folder,
+    training_options,
+)
 from moce.transfer.metrics import images_per_class, listed, per_class, score, scorer
 from moce.transfer.pictures import Joined, Pictures, labelled
 from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
@@ -30,6 +36,15 @@ from moce.transfer.submodels import open_submodels
 PROTOCOLS = ("knn", "linear", "finetune", "detect", "segment")
 ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures
 TRAINING = ("finetune", *ALONE)  # protocols whose trainings are runs in a folder
+FINETUNING = (
+    "epochs",
+    "batch_size",
+    "lrs",
+    "layer_decay",
+    "shots",
+    "strategy",
+    "seed",
+)  # what changes its result
 
 
 @verb(EvaluateConfig)
@@ -44,6 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     device = pick_device(config.device)
     if config.out is not None and not set(protocols) & set(TRAINING):
         raise UserError(f"--out is for --protocol {', '.join(TRAINING)}; the result goes where --json says.")
+    require_several_possible(config, trains=bool(set(protocols) & set(TRAINING)))
     if set(protocols) & set(ALONE):
         result = alone(protocols[0], config, device)
         say(table([result]), config.quiet)
@@ -190,13 +206,22 @@ def finetuned(
     Beside --json, where answers to other questions are replaced, each question has a folder of its own.
     """
     splits = [source for source in (task.train, task.val, task.test) if source is not None]
-    inputs = {"model": encoder.fingerprint, "task": "+".join(source.fingerprint() for source in splits)}
+    pixels = [encoder.image_size, encoder.mean, encoder.std, encoder.crop_pct, encoder.interpolation]
+    inputs = {
+        "model": encoder.fingerprint,
+        "normalisation": sha256_of(json.dumps(pixels)),
+        "task": "+".join(source.fingerprint() for source in splits),
+    }
     own = dataclasses.replace(config, task=task.name, protocol="finetune")
     if config.out is None:
-        options = [getattr(own, f.name) for f in dataclasses.fields(own) if f.metadata["role"] == "method"]
+        options = [getattr(own, name) for name in FINETUNING]
         folder = f"{task.name.replace('/', '-')}-{sha256_of(json.dumps([inputs, options]))[:8]}"
     return carried_out(
-        own, inputs, lambda run, _: evaluate_task(task, encoder, "finetune", config, device, run), folder
+        own,
+        inputs,
+        lambda run, _: evaluate_task(task, encoder, "finetune", config, device, run),
+        folder,
+        dropped=(WEIGHTS,) if config.out is None else (),
     )
 
 
@@ -314,7 +339,8 @@ def tuned(
     """Fine-tuning of the whole encoder, and what each training took."""
     recipe = Recipe(config.epochs, config.batch_size, config.layer_decay, config.seed)
     options = training_options(config, recipe.weight_decay)
-    tuning = Tuning(encoder, pool, task.num_classes, recipe, options, f"fine-tuning on {task.name}")
+    what, kept = f"fine-tuning on {task.name}", result_folder(config) is not None
+    tuning = Tuning(encoder, pool, task.num_classes, recipe, options, what, kept)
     chosen_by = scorer(task.metric, task.num_classes)
     return finetune(run, tuning, train_rows, val_rows, test, chosen_by, config.lrs, device)
 

@@ -14,12 +14,13 @@ middle one of the grid.
     FOLDER/lr-0.001/   that of a learning rate which was tried: its metrics, and its score on val
 
 Where pictures show several classes the loss is the binary cross-entropy of every class that can be judged, without
-smoothing. Several processes take their part of every batch and of the pictures to predict; mixup mixes within a part.
+smoothing. Several processes take their part of every batch and of the pictures to predict.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -33,13 +34,14 @@ from moce.config import Training
 from moce.engine.processes import group
 from moce.engine.progress import clock, say
 from moce.engine.randomness import normal
-from moce.engine.runs import Run, open_run
+from moce.engine.runs import RESULT, Run, open_run
 from moce.engine.trainer import Plan, train, without_decay
 from moce.errors import NotFinite, UserError, counted
 from moce.images.loader import Batch
 from moce.transfer.encoder import Encoder, Trainable
 from moce.transfer.learning import CHECKPOINTS, forward_flops, learned
 from moce.transfer.metrics import Score
+from moce.transfer.norm import synchronise
 from moce.transfer.probe import Outcome
 
 MEASURED = 4  # steps that say how long all of it will take
@@ -249,10 +251,12 @@ class Tuning:
     recipe: Recipe
     options: Training
     what: str
+    kept: bool = True  # whether what was trained is, to be continued
 
     def classifier(self, device: torch.device) -> Classifier:
-        """An encoder that starts again, with a new head."""
+        """An encoder that starts again, with a new head. UserError for one that several processes cannot train."""
         encoder = self.encoder.trainable()
+        synchronise(encoder, self.encoder.name)
         return Classifier(encoder, self.encoder.width, self.num_classes, self.recipe.seed).to(device)
 
     def fit(
@@ -282,8 +286,9 @@ class Tuning:
                 self.options,
                 f"{self.what}, learning rate {lr:g}",
                 LR_OPTION,
-                unused=True,
+                unused=not classifier.encoder.all_used,
             ),
+            self.kept,
         )
 
 
@@ -320,23 +325,28 @@ def finetune(
         f"{counted(num_images, 'image')} to process",
         quiet,
     )
-    told = cost_teller(num_images // recipe.batch_size, what, quiet)
+    left = sum(
+        recipe.num_steps(len(rows))
+        for rows, name in zip(runs, [*map(folder_of, lrs[:choices]), ""], strict=True)
+        if not name or not run.once((run.path / name / RESULT).is_file)
+    )
+    told = cost_teller(left, what, quiet)
 
     def tried(lr: float) -> dict[str, Any]:
         """The result of a learning rate: its score on val, None where the loss was lost."""
-        with open_run(run.path / f"lr-{lr:g}", run.verb, run.config, run.inputs) as own:
-            if own.finished:
-                return own.result()
-            classifier = tuning.classifier(device)
+        with open_run(run.path / folder_of(lr), run.verb, run.config, run.inputs) as own:
             found: dict[str, Any] = {"lr": lr, "val_score": None}
-            try:
-                found["training"] = tuning.fit(own, classifier, train_rows, lr, told)
-                outcome = predict(classifier, pool, val_rows)
-                found["val_score"] = own.once(lambda: score(*outcome))
-            except NotFinite:
-                own.drop(CHECKPOINTS)
-            own.finish(found)
-            own.drop(WEIGHTS)
+            if own.finished:
+                found = own.result()
+            else:
+                classifier = tuning.classifier(device)
+                with suppress(NotFinite):
+                    found["training"] = tuning.fit(own, classifier, train_rows, lr, told)
+                    outcome = predict(classifier, pool, val_rows)
+                    found["val_score"] = own.once(lambda: score(*outcome))
+                own.finish(found)
+            for name in (WEIGHTS, CHECKPOINTS):
+                own.drop(name)
             return found
 
     results = [tried(lr) for lr in lrs[:choices]]
@@ -349,6 +359,7 @@ def finetune(
     try:
         training = tuning.fit(run, final, all_rows, lrs[best], told)
     except NotFinite:
+        run.drop(CHECKPOINTS)
         raise UserError(
             f"{what}: the loss is not finite at a learning rate of {lrs[best]}; give a smaller {LR_OPTION}."
         ) from None
@@ -370,6 +381,11 @@ def finetune(
     }
     outcome = Outcome(*predict(final, test, torch.arange(len(test.labels))), settings)
     return outcome, [*(r["training"] for r in results if "training" in r), training]
+
+
+def folder_of(lr: float) -> str:
+    """Where a learning rate is tried, in the folder of the run."""
+    return f"lr-{lr!r}"
 
 
 def cost_teller(num_steps: int, what: str, quiet: bool) -> Callable[[Iterator[Step]], Iterator[Step]]:

@@ -3,6 +3,7 @@
 Several processes train together. The first one alone writes, and the others read what it wrote where they continue.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from moce.config import EvaluateConfig, Training
 from moce.engine.files import read_json, require_space, write_whole
 from moce.engine.processes import group
 from moce.engine.progress import say
-from moce.engine.runs import Run, open_run
+from moce.engine.runs import CONFIG, Run, open_run, read_run
 from moce.errors import UserError
 from moce.transfer.encoder import Encoder
 
@@ -50,14 +51,37 @@ def without_labels(config: EvaluateConfig, strategy: str | None) -> str | None:
     return "vote"
 
 
+def require_several_possible(config: EvaluateConfig, trains: bool) -> None:
+    """UserError for what several processes cannot do together."""
+    world = group().world
+    if world > 1 and config.download:
+        raise UserError(
+            "--download is for one process, since the others would not wait for hours: give the command once without "
+            "torchrun and --devices, then without --download."
+        )
+    if trains and config.batch_size < world:
+        raise UserError(
+            f"--batch-size {config.batch_size} is less than the {world} processes; each needs a picture."
+        )
+
+
 def result_folder(config: EvaluateConfig) -> Path | None:
-    """--out, else a folder beside --json of the same name; None where neither is given."""
+    """--out, else a folder beside --json of the same name; None where neither is given.
+
+    UserError where another verb's run lies beside --json under that name.
+    """
     if config.out is not None:
         return Path(config.out)
     if config.json is None:
         return None
     path = Path(config.json)
-    return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-files")
+    folder = path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-files")
+    if (folder / CONFIG).is_file() and read_run(folder).verb != "evaluate":
+        raise UserError(
+            f"--json {path}: the run of this evaluation would go into {folder}, where another one lies; give another "
+            "file, or a folder as --out."
+        )
+    return folder
 
 
 @contextmanager
@@ -76,48 +100,62 @@ def carried_out(
     inputs: dict[str, Any],
     evaluated: Callable[[Run, Path | None], dict[str, Any]],
     within: str = "",
+    dropped: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The result of the run of `config`, which `evaluated` makes of the run and the folder that is kept, if any.
 
-    The run lies `within` that folder, where there are runs of several tasks.
+    The run lies `within` that folder, where there are runs of several tasks. Once it is finished the `dropped` files
+    are deleted.
     """
     with ExitStack() as stack:
-        kept = result_folder(config)
+        kept = group().once(lambda: result_folder(config))
         kept = None if kept is None else kept / within
         folder = kept or stack.enter_context(passing_folder(f"moce-{config.protocol}-"))
         run = stack.enter_context(open_run(folder, "evaluate", config, inputs))
         if run.finished:
             say(f"{run.path} is finished; --overwrite starts again", config.quiet)
-            return run.result()
-        if kept is None:
-            say("without --json or --out an interrupted training starts again", config.quiet)
-        return run.finish(evaluated(run, kept))
+            result = {**run.result(), "model": config.model}  # the same weights may have got another name
+        else:
+            if kept is None:
+                say("without --json or --out an interrupted training starts again", config.quiet)
+            result = run.finish(evaluated(run, kept))
+        for name in dropped:
+            run.drop(name)
+        return result
 
 
 def learned(
-    run: Run, network: nn.Module, weights: str, train: Callable[[], dict[str, Any]]
+    run: Run, network: nn.Module, weights: str, train: Callable[[], dict[str, Any]], kept: bool
 ) -> dict[str, Any]:
     """What `train` says of training `network` in place; of a run interrupted later its weights are read instead.
 
-    Once they are there the checkpoints are gone.
+    Once they are there the checkpoints are gone. Of a run that is not `kept` nothing is written.
     """
-    # Two checkpoints with both moments, and the weights.
-    needed = 8 * sum(t.nbytes for t in network.state_dict().values())
-    run.once(lambda: require_space(run.path, needed))
+    if not kept:
+        return train()
     if run.once((run.path / weights).is_file):
         network.load_state_dict(load_file(run.path / weights))
-        return read_json(run.path / TRAINING)
-    training = train()
-    run.write_json(TRAINING, training)  # before the weights, which say that it is done
-    run.once(lambda: keep_weights(run.path, network, weights))
+        training = read_json(run.path / TRAINING)
+    else:
+        run.once(lambda: require_room(run.path, network))
+        training = train()
+        run.write_json(TRAINING, training)  # before the weights, which say that it is done
+        run.once(lambda: write_weights(run.path / weights, network))
+    run.drop(CHECKPOINTS)
     return training
 
 
-def keep_weights(folder: Path, network: nn.Module, weights: str) -> None:
-    """Write what was trained, and drop the checkpoints."""
-    with write_whole(folder / weights) as temporary:
+def require_room(folder: Path, network: nn.Module) -> None:
+    """UserError where the disk cannot hold three checkpoints, each with both moments, less what lies there of them."""
+    there = sum(path.stat().st_size for path in (folder / CHECKPOINTS).glob("*"))
+    needed = 9 * sum(t.nbytes for t in network.state_dict().values())
+    require_space(folder, max(needed - there, 0))
+
+
+def write_weights(path: Path, network: nn.Module) -> None:
+    """Write what was trained."""
+    with write_whole(path) as temporary:
         save_file({n: t.contiguous().cpu() for n, t in network.state_dict().items()}, temporary)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def forward_flops(network: nn.Module, encoder: Encoder, device: torch.device) -> int:
@@ -131,11 +169,8 @@ def forward_flops(network: nn.Module, encoder: Encoder, device: torch.device) ->
 
 
 def training_options(config: EvaluateConfig, weight_decay: float) -> Training:
-    """What the training loop takes. UserError where a process would get none of a batch."""
-    if config.batch_size < group().world:
-        raise UserError(
-            f"--batch-size {config.batch_size} is less than the {group().world} processes; each needs a picture."
-        )
+    """What the training loop takes; where no folder is kept there is nothing to continue, and no checkpoint."""
+    kept = result_folder(config) is not None
     return Training(
         seed=config.seed,
         device=config.device,
@@ -144,6 +179,6 @@ def training_options(config: EvaluateConfig, weight_decay: float) -> Training:
         weight_decay=weight_decay,
         beta2=BETA2,
         precision=config.precision,
-        checkpoint_minutes=config.checkpoint_minutes,
-        checkpoint_steps=config.checkpoint_steps,
+        checkpoint_minutes=config.checkpoint_minutes if kept else math.inf,
+        checkpoint_steps=config.checkpoint_steps if kept else 0,
     )

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from moce.engine.devices import num_workers_of
+from moce.engine.launch import local_world_size
 from moce.engine.processes import group
 from moce.engine.progress import clock, say, track
 from moce.errors import UserError
@@ -29,6 +30,7 @@ from moce.transfer.probe import Labelled
 
 BATCH = 128  # pictures per pass of a frozen encoder
 SAMPLE = 32  # pictures that say how long all of them will take
+CACHE_GIB = 4.0  # pictures of one size are kept decoded up to this, by all processes of a machine
 KEPT = 64  # sets of features that a process keeps
 
 
@@ -120,6 +122,7 @@ class Pictures:
             steps.start,
             steps.stop,
             num_workers=self.num_workers,
+            cache_gib=CACHE_GIB / local_world_size(),
             quiet=self.quiet,
             unreadable=survey(self.source, self.quiet).unreadable,
             rank=rank,

@@ -26,6 +26,8 @@ from moce.transfer.encoder import CROP_PCT, Encoder, Frozen, PlainViT, Trainable
 class Pooled(Trainable):
     """Any model of timm, as it pools itself."""
 
+    all_used = False  # who knows
+
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network

@@ -87,6 +87,7 @@ def evaluated(
         detector,
         WEIGHTS,
         lambda: trained(run, detector, encoder, task.train, task.name, usable, recipe, config),
+        kept is not None,
     )
     start = time.perf_counter()
     workers = num_workers_of(config.num_workers)
@@ -191,5 +192,5 @@ def trained(
         training_options(config, recipe.weight_decay),
         what=f"detection on {name}",
         lower="--lrs",
-        unused=True,
+        unused=not detector.encoder.all_used,
     )

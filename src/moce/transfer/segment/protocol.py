@@ -80,7 +80,11 @@ def evaluated(
     recipe, names = RECIPES[config.preset or "small"], task.classes.names
     segmenter = Segmenter(require_map(encoder, "segment"), encoder.width, len(names), recipe, config.seed)
     training = learned(
-        run, segmenter, WEIGHTS, lambda: trained(run, segmenter, task, encoder, recipe, config, device)
+        run,
+        segmenter,
+        WEIGHTS,
+        lambda: trained(run, segmenter, task, encoder, recipe, config, device),
+        kept is not None,
     )
     start = time.perf_counter()
     confusion, pictures = tested(segmenter, task, encoder, recipe, kept, config, device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moce.transfer.segment.norm import BatchNorm
+from moce.transfer.norm import BatchNorm
 
 BINS = (1, 2, 3, 6)  # sides of the grids that the coarsest map is pooled to
 AUXILIARY = 2  # the map that the auxiliary head reads
