@@ -291,6 +291,39 @@ class Tuning:
             self.kept,
         )
 
+    def tried(
+        self,
+        run: Run,
+        lr: float,
+        train_rows: Int64[Tensor, "train"],
+        val_rows: Int64[Tensor, "val"],
+        score: Score,
+        device: torch.device,
+        told: Callable[[Iterator[Step]], Iterator[Step]],
+    ) -> dict[str, Any]:
+        """{lr, val_score (None where the loss was lost), training}; a rate that was tried is not tried again."""
+        with open_run(run.path / folder_of(lr), run.verb, run.config, run.inputs) as own:
+            found: dict[str, Any] = {"lr": lr, "val_score": None}
+            if own.finished:
+                found = own.result()
+            else:
+                classifier = self.classifier(device)
+                with suppress(NotFinite):
+                    found["training"] = self.fit(own, classifier, train_rows, lr, told)
+                    outcome = predict(classifier, self.pool, val_rows)
+                    found["val_score"] = own.once(lambda: score(*outcome))
+                own.finish(found)
+            for name in (WEIGHTS, CHECKPOINTS):
+                own.drop(name)
+            return found
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe, for the JSON of a result."""
+        recipe = self.recipe
+        names = ("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "min_crop", "flip", "mixup")
+        smoothing = 0.0 if self.pool.labels.ndim == 2 else recipe.smoothing
+        return {**{name: getattr(recipe, name) for name in names}, "smoothing": smoothing}
+
 
 def finetune(
     run: Run,
@@ -307,7 +340,7 @@ def finetune(
     Returns the outcome and what each training took, the final one last. Without `val_rows` the middle rate is taken.
     UserError where no learning rate keeps the loss finite. An interrupted call continues in the folder of its `run`.
     """
-    recipe, pool, what, quiet = tuning.recipe, tuning.pool, tuning.what, tuning.options.quiet
+    recipe, what, quiet = tuning.recipe, tuning.what, tuning.options.quiet
     lrs = sorted(set(lrs))
     if not len(val_rows):
         lrs = lrs[len(lrs) // 2 :][:1]
@@ -332,24 +365,7 @@ def finetune(
     )
     told = cost_teller(left, what, quiet)
 
-    def tried(lr: float) -> dict[str, Any]:
-        """The result of a learning rate: its score on val, None where the loss was lost."""
-        with open_run(run.path / folder_of(lr), run.verb, run.config, run.inputs) as own:
-            found: dict[str, Any] = {"lr": lr, "val_score": None}
-            if own.finished:
-                found = own.result()
-            else:
-                classifier = tuning.classifier(device)
-                with suppress(NotFinite):
-                    found["training"] = tuning.fit(own, classifier, train_rows, lr, told)
-                    outcome = predict(classifier, pool, val_rows)
-                    found["val_score"] = own.once(lambda: score(*outcome))
-                own.finish(found)
-            for name in (WEIGHTS, CHECKPOINTS):
-                own.drop(name)
-            return found
-
-    results = [tried(lr) for lr in lrs[:choices]]
+    results = [tuning.tried(run, lr, train_rows, val_rows, score, device, told) for lr in lrs[:choices]]
     scores = [result["val_score"] for result in results]
     finite = [i for i, value in enumerate(scores) if value is not None]
     if choices and not finite:
@@ -368,15 +384,7 @@ def finetune(
         "grid": {"lr": lrs},
         "val_score": scores[best] if choices else None,
         "val_scores": scores,
-        "epochs": recipe.epochs,
-        "batch_size": recipe.batch_size,
-        "layer_decay": recipe.layer_decay,
-        "weight_decay": recipe.weight_decay,
-        "warmup": recipe.warmup,
-        "smoothing": 0.0 if pool.labels.ndim == 2 else recipe.smoothing,
-        "min_crop": recipe.min_crop,
-        "flip": recipe.flip,
-        "mixup": recipe.mixup,
+        **tuning.settings(),
         "images_processed": num_images,
     }
     outcome = Outcome(*predict(final, test, torch.arange(len(test.labels))), settings)
