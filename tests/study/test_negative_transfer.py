@@ -11,11 +11,10 @@ import moce
 from moce.config import StudyConfig, resolve
 from moce.errors import UserError
 from moce.study import negative_transfer
-from moce.study.page.halves import verdict
 from moce.study.plan import Plan
 from moce.study.settings import read_settings
 from moce.study.summary import Measured
-from moce.study.transfer_tables import halves_tables
+from moce.study.transfer_tables import halves_tables, verdict
 
 SMALL = """
 images = "toyworld://all?split=train&size=32&num=216"

@@ -25,13 +25,12 @@ from moce.images.sources import Source, open_images
 from moce.images.subset import classes_uri, of_classes
 from moce.study.bars import write_svg
 from moce.study.outcome import finish, prepare
-from moce.study.page.halves import halves_chart
 from moce.study.pairs import Pair
 from moce.study.plan import Arm, Plan, Stage, slug
 from moce.study.runner import Progress
 from moce.study.settings import KEYS, TEXT, TEXTS, Settings, listed, plan_with, read_settings, seeds_of
 from moce.study.summary import Measured
-from moce.study.transfer_tables import halves_tables, verdict
+from moce.study.transfer_tables import halves_chart, halves_tables, verdict
 
 ALL = "all"
 EQUAL = ("updates", "epochs")

@@ -1,7 +1,11 @@
-"""The studies `negative-transfer` and `ablate` as tables for a file."""
+"""The studies `negative-transfer` and `ablate` as tables for a file, and what page and file show alike."""
 
 from typing import Any
 
+from markupsafe import Markup
+
+from moce.images.halves import HALVES
+from moce.study.bars import Bar, bar_chart
 from moce.study.markdown import between, signed
 from moce.study.pairs import CHANCE
 
@@ -78,3 +82,16 @@ def cell(found: dict[str, Any]) -> str:
     """'+1.20 (−0.30 to +2.70)'."""
     ends = found["pictures"]
     return f"{signed(found['value'])} ({between(ends)})" if ends else signed(found["value"])
+
+
+def halves_chart(found: dict[str, Any]) -> Markup:
+    """What each half's model has beyond that of all pictures, task by task."""
+    names = [row["task"] for row in found["tasks"]]
+    bars = [[bar_of(row[half]) for half in HALVES] for row in found["tasks"]]
+    said = f"{found['protocol']}, equal {found['equal']}: points beyond the model of all pictures"
+    return bar_chart(names, bars, [f"half {half} minus all" for half in HALVES], said)
+
+
+def bar_of(own: dict[str, Any]) -> Bar:
+    """A difference and its interval, where there is one."""
+    return own["value"], tuple(own["pictures"]) if own["pictures"] else None
