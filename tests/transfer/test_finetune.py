@@ -3,15 +3,18 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from moce.config import EvaluateConfig, Training
 from moce.engine.runs import open_run
 from moce.errors import UserError
 from moce.images.loader import Batch
+from moce.transfer import norm
 from moce.transfer.encoder import Trainable
 from moce.transfer.finetune import (
     Classifier,
@@ -319,6 +322,17 @@ def test_what_was_tried_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.M
     assert outcome.predictions.equal(wanted.predictions)
     whole, cut = ((tmp_path / name / "classifier.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
+
+
+def test_batch_norms_of_others_see_the_whole_batch_or_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(4), BatchNormAct2d(4), nn.Linear(4, 4))
+    norm.synchronise(network, "net")
+    assert [type(part) for part in network] == [nn.BatchNorm2d, BatchNormAct2d, nn.Linear]  # in one process
+    monkeypatch.setattr(norm, "group", lambda: SimpleNamespace(world=2))
+    norm.synchronise(network, "net")
+    assert [type(part) for part in network] == [norm.BatchNorm, norm.BatchNormAct, nn.Linear]
+    with pytest.raises(UserError, match="net has BatchNorm1d, which knows the pictures of one process alone"):
+        norm.synchronise(nn.Sequential(nn.BatchNorm1d(4)), "net")
 
 
 def test_of_the_trainings_the_last_one_s_weights_stay(tmp_path: Path) -> None:

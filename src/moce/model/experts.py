@@ -377,6 +377,15 @@ def expected_choices(
     return 1 - torch.special.ndtr((threshold - logits_NE) / std)
 
 
+def batch_sums(
+    logits_NE: Float[Tensor, "rows experts"], noisy_NE: Float[Tensor, "rows experts"], shape: ExpertShape
+) -> Float[Tensor, "2 experts"]:
+    """Sums over rows whose squared variations are a token gate's importance and load losses (V-MoE)."""
+    std = max(shape.noise / shape.num_experts, 1e-6)
+    expected_NE = expected_choices(logits_NE, noisy_NE, shape.top_k, std)
+    return torch.stack([logits_NE.softmax(dim=1).sum(dim=0), expected_NE.sum(dim=0)])
+
+
 # The model
 
 

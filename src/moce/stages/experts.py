@@ -40,7 +40,7 @@ from moce.model.experts import (
     ExpertAutoencoder,
     ExpertMLPs,
     TokenRouter,
-    expected_choices,
+    batch_sums,
     imbalance_loss,
     importance_loss,
     squared_variation,
@@ -180,17 +180,14 @@ class ExpertsObjective(nn.Module):
     def _token_gate(self, router: TokenRouter) -> GateLosses:
         """Importance and load of the whole batch, half the weight each; statistics per layer."""
         shape = router.gate.shape
-        std = max(shape.noise / shape.num_experts, 1e-6)
         sums: list[Tensor] = []
         seen: dict[str, Tensor] = {}
         for layer in self.layers:
             gates_NE = router.logits[layer].softmax(dim=1)
-            expected_NE = expected_choices(router.logits[layer], router.noisy[layer], shape.top_k, std)
-            sums += [gates_NE.sum(dim=0), expected_NE.sum(dim=0)]
+            sums.append(batch_sums(router.logits[layer], router.noisy[layer], shape))
             seen |= self._watch(layer, router.choices[layer].expert_NC[:, 0], gates_NE, shape.num_experts)
             seen[f"{layer}.imbalance"] = imbalance_loss(gates_NE)
-        variation = squared_variation(group().total(torch.stack(sums)))
-        balances = variation.view(len(self.layers), 2).mean(dim=1)
+        balances = squared_variation(group().total(torch.stack(sums))).mean(dim=1)
         logs = {f"{layer}.balance": own for layer, own in zip(self.layers, balances, strict=True)}
         return GateLosses(self.config.balance * balances.mean(), {"balance": balances.mean(), **logs}, seen)
 

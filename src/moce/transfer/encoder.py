@@ -34,7 +34,7 @@ from moce.errors import UserError, did_you_mean
 from moce.images.augment import finish
 from moce.images.sources import Source
 from moce.model.autoencoder import MaskedAutoencoder, fuses_attention
-from moce.model.experts import ExpertAutoencoder, TokenRouter, expected_choices, squared_variation
+from moce.model.experts import ExpertAutoencoder, TokenRouter, batch_sums, squared_variation
 from moce.model.foreign import is_foreign
 from moce.model.resize import resize, resize_encoder
 from moce.model.weights import fingerprint, load_model, load_strictly, read_header
@@ -253,11 +253,7 @@ class RoutedViT(Trainable):
     def auxiliary_loss(self) -> Float[Tensor, ""]:
         """Importance and load of the clean gates, half of the weight each, mean of the expert layers."""
         assert self._router is not None, "no forward pass yet"
-        shape, sums = self.model.expert_shape, []
-        for logits in self._router.logits.values():
-            std = max(shape.noise / shape.num_experts, 1e-6)
-            load = expected_choices(logits, logits, shape.top_k, std)
-            sums.append(torch.stack([logits.softmax(dim=1).sum(dim=0), load.sum(dim=0)]))
+        sums = [batch_sums(x, x, self.model.expert_shape) for x in self._router.logits.values()]
         # Of the batch of all processes, like the losses that the gates were trained with.
         return self.balance * squared_variation(group().total(torch.stack(sums))).mean()
 

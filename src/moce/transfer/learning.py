@@ -66,22 +66,22 @@ def require_several_possible(config: EvaluateConfig, trains: bool) -> None:
 
 
 def result_folder(config: EvaluateConfig) -> Path | None:
-    """--out, else a folder beside --json of the same name; None where neither is given.
-
-    UserError where another verb's run lies beside --json under that name.
-    """
+    """--out, else a folder beside --json of the same name; None where neither is given."""
     if config.out is not None:
         return Path(config.out)
     if config.json is None:
         return None
     path = Path(config.json)
-    folder = path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-files")
-    if (folder / CONFIG).is_file() and read_run(folder).verb != "evaluate":
+    return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-files")
+
+
+def require_no_run(folder: Path | None, config: EvaluateConfig) -> None:
+    """UserError where another verb's run lies beside --json under its name."""
+    if config.out is None and folder and (folder / CONFIG).is_file() and read_run(folder).verb != "evaluate":
         raise UserError(
-            f"--json {path}: the run of this evaluation would go into {folder}, where another one lies; give another "
-            "file, or a folder as --out."
+            f"--json {config.json}: the run of this evaluation would go into {folder}, where another one lies; give "
+            "another file, or a folder as --out."
         )
-    return folder
 
 
 @contextmanager
@@ -108,7 +108,8 @@ def carried_out(
     are deleted.
     """
     with ExitStack() as stack:
-        kept = group().once(lambda: result_folder(config))
+        kept = result_folder(config)
+        group().once(lambda: require_no_run(kept, config))
         kept = None if kept is None else kept / within
         folder = kept or stack.enter_context(passing_folder(f"moce-{config.protocol}-"))
         run = stack.enter_context(open_run(folder, "evaluate", config, inputs))
