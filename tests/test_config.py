@@ -8,8 +8,9 @@ import pytest
 
 import moce
 from moce.__main__ import CONFIGS, parse
-from moce.config import ExpertsConfig, PretrainConfig, changed_method_options, resolve
+from moce.config import ExpertsConfig, PretrainConfig, resolve
 from moce.errors import UserError
+from moce.options import changed_method_options
 from moce.presets import PRESETS
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from moce import VERBS, __version__, config, presets
 from moce.engine import launch
 from moce.errors import ProcessLost, UserError, did_you_mean, require_there
+from moce.options import Size, kind_of
 
 CONFIGS: dict[str, type] = {
     "demo": config.DemoConfig,
@@ -46,7 +47,7 @@ def verb_parser(verb: str) -> Parser:
     config_class = CONFIGS[verb]
     parser = Parser(prog=f"moce {verb}", description=config_class.__doc__, allow_abbrev=False)
     for field in dataclasses.fields(config_class):
-        element, many, _ = config.kind_of(field, config_class)
+        element, many, _ = kind_of(field, config_class)
         text = field.metadata["help"].replace("%", "%%")
         if field.default is not dataclasses.MISSING and field.default is not None:
             shown = ",".join(map(str, field.default)) if many else field.default
@@ -65,7 +66,7 @@ def verb_parser(verb: str) -> Parser:
         else:
             # Values stay text here: config.resolve converts them, so Python and the command line complain alike.
             choices = typing.get_args(element)
-            name = "N|HxW" if element == config.Size else "|".join(choices) or element.__name__.upper()
+            name = "N|HxW" if element == Size else "|".join(choices) or element.__name__.upper()
             parser.add_argument("--" + field.name.replace("_", "-"), help=text, metavar=name, default=None)
     return parser
 

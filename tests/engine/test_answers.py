@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from moce.config import BenchConfig, EvaluateConfig, verb
+from moce.config import BenchConfig, EvaluateConfig
 from moce.errors import UserError
+from moce.verbs import verb
 
 Printed = pytest.CaptureFixture[str]
 ANSWER = {

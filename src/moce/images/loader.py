@@ -18,7 +18,6 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from moce.config import Size, pair
 from moce.engine.devices import moved
 from moce.errors import UserError
 from moce.images.augment import centre_crop, crop_and_resize, crop_boxes, resize_crops
@@ -26,6 +25,7 @@ from moce.images.decode import UnreadableImage
 from moce.images.reading import Survey, read_all, survey
 from moce.images.sampler import Order
 from moce.images.sources import Source
+from moce.options import Size, pair
 
 __all__ = [
     "Batch",

@@ -25,8 +25,8 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moce.config import spelled_size
 from moce.errors import UserError, did_you_mean
+from moce.options import spelled_size
 
 NORM_EPS = 1e-6
 

@@ -24,7 +24,6 @@ from timm.data import resolve_model_data_config
 from timm.models import VisionTransformer, load_state_dict
 from torch import Tensor
 
-from moce.config import spelled_size
 from moce.engine.files import read_json
 from moce.engine.progress import say
 from moce.errors import UserError, did_you_mean, first_line
@@ -32,6 +31,7 @@ from moce.images.uris import parts_of, refuse_unknown, switch
 from moce.model.hub import asked_once, why_not
 from moce.model.resize import resize_encoder
 from moce.model.weights import load_strictly
+from moce.options import spelled_size
 
 OPTIONS = ["pretrained", "checkpoint"]
 SEED = 0  # of random weights

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from moce.config import ClusterConfig, verb
+from moce.config import ClusterConfig
 from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.processes import group
@@ -34,6 +34,7 @@ from moce.stages.features import CROP_PCT, Features, embed_in_place, look_at_all
 from moce.stages.feed import list_unreadable
 from moce.stages.rounding import best_and_regret, capacity_labels, even_capacities
 from moce.stages.thumbs import choose_members, write_thumbs
+from moce.verbs import verb
 
 CLUSTERS_FILE = "clusters.safetensors"
 

@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from moce.config import CustomizeConfig, pair, verb
+from moce.config import CustomizeConfig
 from moce.engine.devices import num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.processes import group
@@ -46,9 +46,11 @@ from moce.model.autoencoder import build_encoder, require_whole_patches
 from moce.model.experts import ExpertAutoencoder
 from moce.model.resize import resize_encoder
 from moce.model.weights import fingerprint, load_model
+from moce.options import pair
 from moce.stages.feed import list_unreadable
 from moce.stages.membership import CLUSTERS_FILE
 from moce.stages.nearest import SHEET, nearest_pictures, write_sheet
+from moce.verbs import verb
 
 STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K", "knn", "random")
 BLIND = ("cluster:", "random")  # strategies that begin so look at no pictures

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moce.config import ExpertsConfig, Training, experts_method, verb
+from moce.config import ExpertsConfig, Training, experts_method
 from moce.engine.devices import moved, num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.processes import group
@@ -51,6 +51,7 @@ from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepa
 from moce.stages.membership import CLUSTERS_FILE, Clusters, read_clusters
 from moce.stages.patches import PATCHES_FILE, write_patches
 from moce.stages.starts import new_experts
+from moce.verbs import verb
 
 WHOLE = 1 / 3  # of SDR's updates train the whole net
 FADE = 0.1  # of training, over which distillation is faded out

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from moce.config import PrepareConfig, verb
+from moce.config import PrepareConfig
 from moce.engine.devices import num_workers_of
 from moce.engine.files import require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
@@ -36,6 +36,7 @@ from moce.images.reading import refuse_if_many
 from moce.images.shrink import Small, original_name, small_jpeg, small_square
 from moce.images.sources import Source, open_images, require_apart
 from moce.stages.feed import list_unreadable
+from moce.verbs import verb
 
 CHUNK = 16  # pictures that a worker hands over at a time
 LARGEST_CHUNK = 256  # of what is stored in row groups: that many small pictures wait in memory

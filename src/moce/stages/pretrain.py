@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moce.config import PretrainConfig, Training, pair, spelled_size, verb
+from moce.config import PretrainConfig, Training
 from moce.engine.devices import pick_device
 from moce.engine.processes import group
 from moce.engine.progress import say
@@ -21,7 +21,9 @@ from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, encoder_
 from moce.model.foreign import is_foreign, load_foreign, read_foreign, shape_of
 from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
+from moce.options import pair, spelled_size
 from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared
+from moce.verbs import verb
 
 
 class DenseObjective(nn.Module):

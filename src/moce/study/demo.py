@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moce.config import DemoConfig, PretrainConfig, verb
+from moce.config import DemoConfig, PretrainConfig
 from moce.engine.files import read_json, write_json
 from moce.engine.progress import clock, say
 from moce.engine.runs import RESULT
@@ -26,6 +26,7 @@ from moce.stages.pretrain import pretrain
 from moce.study.report import report
 from moce.study.table import as_text, percent, tables
 from moce.transfer.evaluate import evaluate
+from moce.verbs import verb
 
 GATES = {"mae-star": "none", "tokenmoe": "token", "moce": "cluster"}
 PROTOCOLS = ("knn", "linear")  # the last one is printed

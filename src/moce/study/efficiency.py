@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from moce.config import BenchConfig, StudyConfig, given, resolve, speed
+from moce.config import BenchConfig, StudyConfig, resolve
 from moce.engine.devices import pick_device
 from moce.engine.files import held, read_json, write_json, write_whole
 from moce.engine.progress import say
@@ -29,6 +29,7 @@ from moce.engine.runs import RESULT, read_run, source_commit
 from moce.errors import UserError, did_you_mean
 from moce.images.reading import forget
 from moce.model.weights import read_header
+from moce.options import given, speed
 from moce.study.bench.costs import costs_of
 from moce.study.bench.inference import Inference, inference_variants
 from moce.study.bench.rows import machine

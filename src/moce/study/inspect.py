@@ -9,16 +9,18 @@ import torch
 from safetensors import safe_open
 
 import moce
-from moce.config import InspectConfig, spelled_size, verb
+from moce.config import InspectConfig
 from moce.engine.files import read_json
 from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RESULT, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.prepared import Prepared, is_prepared, read_prepared
 from moce.model.weights import read_header, read_tensors, require_readable
+from moce.options import spelled_size
 from moce.stages.customize import kept_experts
 from moce.study.efficiency_tables import cost_tables
 from moce.study.table import is_evaluation, percent
+from moce.verbs import verb
 
 CHOICE = "choice.json"
 LEFT_BY = {

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from moce import __version__
-from moce.config import ReportConfig, verb
+from moce.config import ReportConfig
 from moce.engine.files import write_whole
 from moce.engine.progress import clock, say
 from moce.errors import UserError
@@ -29,6 +29,7 @@ from moce.study.page.runs import run_row
 from moce.study.page.study import study_section
 from moce.study.page.tasks import task_section
 from moce.study.table import percent, tables
+from moce.verbs import verb
 
 GENERATOR = '<meta name="generator" content="moce">'  # in the template; says that a file is a page of ours
 LARGEST = 14_000_000  # characters of a page

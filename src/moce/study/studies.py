@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-from moce.config import StudyConfig, verb
+from moce.config import StudyConfig
 from moce.errors import UserError
+from moce.verbs import verb
 
 STUDIES = {
     "compare": "moce.study.compare",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moce.config import EvaluateConfig, pair, verb
+from moce.config import EvaluateConfig
 from moce.engine.devices import pick_device
 from moce.engine.files import sha256_of
 from moce.engine.processes import group
@@ -17,6 +17,7 @@ from moce.errors import UserError, counted, did_you_mean
 from moce.images.loader import survey
 from moce.images.sources import Source
 from moce.images.tasks import Task, few_shots, open_tasks, split
+from moce.options import pair
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
 from moce.transfer.finetune import LONG, WEIGHTS, Recipe, Tuning, finetune
@@ -32,6 +33,7 @@ from moce.transfer.pictures import Joined, Pictures, labelled
 from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
 from moce.transfer.results import ending, heading, strategy_named
 from moce.transfer.submodels import open_submodels
+from moce.verbs import verb
 
 PROTOCOLS = ("knn", "linear", "finetune", "detect", "segment")
 ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moce.config import BenchConfig, verb
+from moce.config import BenchConfig
 from moce.engine.devices import pick_device
 from moce.engine.progress import clock, say, track
 from moce.engine.runs import source_commit
@@ -24,6 +24,7 @@ from moce.study.bench.rows import machine, rows_of, sentences, table
 from moce.study.bench.settings import Setting, settings_of
 from moce.study.bench.steps import step_variants
 from moce.study.bench.timing import Timed, Variant, take_turns
+from moce.verbs import verb
 
 PEER = "step-hf-vitmae"
 COMPILED = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # where torch keeps what it compiled

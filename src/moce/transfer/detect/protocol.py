@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moce.config import EvaluateConfig, pair
+from moce.config import EvaluateConfig
 from moce.engine.devices import num_workers_of
 from moce.engine.files import write_json
 from moce.engine.processes import group
@@ -23,6 +23,7 @@ from moce.engine.trainer import Plan, train
 from moce.errors import counted
 from moce.images.loader import in_workers, survey
 from moce.images.sampler import Order
+from moce.options import pair
 from moce.transfer.detect.coco_map import coco_map, library
 from moce.transfer.detect.cocoset import CocoSet, CocoTask, open_coco
 from moce.transfer.detect.detector import Detector

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from moce.config import spelled_size
 from moce.errors import UserError
+from moce.options import spelled_size
 from moce.transfer.detect.recipe import STRIDES
 from moce.transfer.encoder import Trainable
 

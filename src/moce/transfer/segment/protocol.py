@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from moce.config import EvaluateConfig, pair
+from moce.config import EvaluateConfig
 from moce.engine.devices import autocast, num_workers_of
 from moce.engine.processes import group
 from moce.engine.progress import track
@@ -25,6 +25,7 @@ from moce.errors import UserError
 from moce.images.augment import finish
 from moce.images.loader import in_workers
 from moce.images.sampler import Order
+from moce.options import pair
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, require_map
 from moce.transfer.learning import (
     carried_out,
