@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import moce
-from moce.__main__ import CONFIGS, parse
-from moce.config import ExpertsConfig, PretrainConfig, resolve
+from moce.__main__ import parse
+from moce.config import CONFIGS, ExpertsConfig, PretrainConfig, resolve
 from moce.errors import UserError
 from moce.options import changed_method_options
 from moce.presets import PRESETS

@@ -93,6 +93,14 @@ def test_the_lock_holds_the_declared_dependencies() -> None:
     assert names - pinned == set()
 
 
+def test_nothing_but_the_command_line_knows_the_studies() -> None:
+    source = REPOSITORY / "src" / "moce"
+    others = [p for p in source.rglob("*.py") if "study" not in p.parts and p != source / "__init__.py"]
+    assert [path for path in others if "moce.study" in path.read_text()] == []
+    every = [path for path in source.rglob("*.py") if "moce.__main__" in path.read_text()]
+    assert every == []
+
+
 def test_the_design_page_names_every_module() -> None:
     picture = (REPOSITORY / "docs" / "design.md").read_text().partition("<!-- modules -->")[2]
     named: set[str] = set()

@@ -17,21 +17,8 @@ from typing import Any, NoReturn
 from moce import VERBS, __version__, config, presets
 from moce.engine import launch
 from moce.errors import ProcessLost, UserError, did_you_mean, require_there
-from moce.options import Size, kind_of
+from moce.options import Size, kind_of, spelled
 
-CONFIGS: dict[str, type] = {
-    "demo": config.DemoConfig,
-    "prepare": config.PrepareConfig,
-    "pretrain": config.PretrainConfig,
-    "cluster": config.ClusterConfig,
-    "train-experts": config.ExpertsConfig,
-    "customize": config.CustomizeConfig,
-    "evaluate": config.EvaluateConfig,
-    "study": config.StudyConfig,
-    "report": config.ReportConfig,
-    "inspect": config.InspectConfig,
-    "bench": config.BenchConfig,
-}
 LATER = ("export", "explore")
 
 
@@ -44,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 def verb_parser(verb: str) -> Parser:
     """The options of one verb, made from its dataclass."""
-    config_class = CONFIGS[verb]
+    config_class = config.CONFIGS[verb]
     parser = Parser(prog=f"moce {verb}", description=config_class.__doc__, allow_abbrev=False)
     for field in dataclasses.fields(config_class):
         element, many, _ = kind_of(field, config_class)
@@ -58,7 +45,7 @@ def verb_parser(verb: str) -> Parser:
             )
         elif element is bool:
             parser.add_argument(
-                "--" + field.name.replace("_", "-"),
+                spelled(field),
                 action=argparse.BooleanOptionalAction,
                 default=None,
                 help=text,
@@ -67,7 +54,7 @@ def verb_parser(verb: str) -> Parser:
             # Values stay text here: config.resolve converts them, so Python and the command line complain alike.
             choices = typing.get_args(element)
             name = "N|HxW" if element == Size else "|".join(choices) or element.__name__.upper()
-            parser.add_argument("--" + field.name.replace("_", "-"), help=text, metavar=name, default=None)
+            parser.add_argument(spelled(field), help=text, metavar=name, default=None)
     return parser
 
 
@@ -80,7 +67,7 @@ def overview() -> str:
         "",
         "verbs:",
     ]
-    lines += [f"  {verb:<14} {(c.__doc__ or '').splitlines()[0]}" for verb, c in CONFIGS.items()]
+    lines += [f"  {verb:<14} {(c.__doc__ or '').splitlines()[0]}" for verb, c in config.CONFIGS.items()]
     lines += ["", "presets (--preset):"]
     lines += [f"  {name:<18} {recipe.about}" for name, recipe in presets.PRESETS.items()]
     lines += ["", "`moce VERB --help` lists the options of a verb. The same command again continues a run."]
@@ -98,8 +85,10 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     verb, *rest = arguments
     if verb in LATER:
         raise UserError(f"`moce {verb}` is not there yet in version {__version__}.")
-    if verb not in CONFIGS:
-        raise UserError(f"There is no verb '{verb}'; `moce --help` lists them.{did_you_mean(verb, CONFIGS)}")
+    if verb not in config.CONFIGS:
+        raise UserError(
+            f"There is no verb '{verb}'; `moce --help` lists them.{did_you_mean(verb, config.CONFIGS)}"
+        )
     parser = verb_parser(verb)
     namespace, unknown = parser.parse_known_args(rest)
     if unknown:
@@ -116,7 +105,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 def run(arguments: list[str]) -> None:
     """Run one command; raises what goes wrong."""
     verb, options = parse(arguments)
-    resolved = config.resolve(CONFIGS[verb], options)
+    resolved = config.resolve(config.CONFIGS[verb], options)
     if images := getattr(resolved, "images", None):
         require_there(images)  # at once, and not after the seconds that torch takes to import
     several = isinstance(resolved, config.Distributed)

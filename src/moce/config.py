@@ -9,13 +9,15 @@ recalled but unverified, measured by us.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from moce.errors import UserError, did_you_mean
-from moce.options import checked, given, method, output, speed
+from moce.options import checked, given, method, output, speed, spelled
+from moce.presets import evaluation_options, preset_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,13 +460,26 @@ class BenchConfig(Common):
     quick: bool = speed(False, "one turn of tiny sizes, to see that everything runs")
 
 
+CONFIGS: dict[str, type[Common]] = {
+    "demo": DemoConfig,
+    "prepare": PrepareConfig,
+    "pretrain": PretrainConfig,
+    "cluster": ClusterConfig,
+    "train-experts": ExpertsConfig,
+    "customize": CustomizeConfig,
+    "evaluate": EvaluateConfig,
+    "study": StudyConfig,
+    "report": ReportConfig,
+    "inspect": InspectConfig,
+    "bench": BenchConfig,
+}  # by verb
+
+
 def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
     """The config of a verb: options given, else the preset's, else the defaults of the fields.
 
     Raises UserError for an unknown option, a value that does not fit, or a missing one.
     """
-    from moce.presets import evaluation_options, preset_options
-
     known = {f.name: f for f in fields(config_class)}
     for name in given_options:
         if name not in known:
@@ -479,15 +494,12 @@ def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
         options = {**preset_options(config_class, preset), **options}
     missing = [n for n, f in known.items() if n not in options and f.default is dataclasses.MISSING]
     if missing:
-        spelled = [n if known[n].metadata["positional"] else "--" + n.replace("_", "-") for n in missing]
-        raise UserError(f"{', '.join(spelled)} must be given.")
+        raise UserError(f"{', '.join(spelled(known[n]) for n in missing)} must be given.")
     return config_class(**{n: checked(v, known[n], config_class) for n, v in options.items()})
 
 
 def inherited_preset(options: dict[str, Any]) -> str:
     """The preset of the dense run that a later stage builds on, so that a recipe is named once."""
-    import json
-
     for name in ("mae", "enc"):
         if name in options:
             try:

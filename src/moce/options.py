@@ -79,10 +79,15 @@ def kind_of(field: dataclasses.Field, owner: type) -> tuple[Any, bool, bool]:
     return hint, False, optional
 
 
+def spelled(field: dataclasses.Field) -> str:
+    """An option as one types it: --batch-size, or the name alone of what stands at its place."""
+    return field.name if field.metadata["positional"] else "--" + field.name.replace("_", "-")
+
+
 def checked(value: Any, field: dataclasses.Field, owner: type) -> Any:
     """`value` as the field's type; UserError with the option's name where it does not fit."""
     element, many, optional = kind_of(field, owner)
-    spelled = field.name if field.metadata["positional"] else "--" + field.name.replace("_", "-")
+    name = spelled(field)
     if value is None and optional:
         return None
     if isinstance(value, Path):
@@ -93,48 +98,48 @@ def checked(value: Any, field: dataclasses.Field, owner: type) -> Any:
         if not isinstance(value, (list, tuple)):
             value = [value]
         if not value:
-            raise UserError(f"{spelled} needs at least one value.")
-        return tuple(_converted(v, element, spelled, field) for v in value)
-    return _converted(value, element, spelled, field)
+            raise UserError(f"{name} needs at least one value.")
+        return tuple(_converted(v, element, name, field) for v in value)
+    return _converted(value, element, name, field)
 
 
-def _converted(value: Any, element: Any, spelled: str, field: dataclasses.Field) -> Any:
+def _converted(value: Any, element: Any, name: str, field: dataclasses.Field) -> Any:
     if element is str and value == "" and field.metadata["role"] in ("input", "output"):
-        raise UserError(f"{spelled} is empty; leave it out, or say what it names.")
+        raise UserError(f"{name} is empty; leave it out, or say what it names.")
     if typing.get_origin(element) is Literal:
         choices = typing.get_args(element)
         if value not in choices:
             hint = did_you_mean(str(value), choices)
-            raise UserError(f"{spelled} cannot be '{value}': choose one of {', '.join(choices)}.{hint}")
+            raise UserError(f"{name} cannot be '{value}': choose one of {', '.join(choices)}.{hint}")
         return value
     if element is bool:
         if not isinstance(value, bool):
-            raise UserError(f"{spelled} is a switch and cannot be '{value}'.")
+            raise UserError(f"{name} is a switch and cannot be '{value}'.")
         return value
     if element == Size:
-        return _size(value, spelled, field)
+        return _size(value, name, field)
     try:
         if element is int and (isinstance(value, bool) or int(str(value)) != float(str(value))):
             raise ValueError
         result = element(value)
     except (TypeError, ValueError):
         noun = {int: "a whole number", float: "a number", str: "a text"}[element]
-        raise UserError(f"{spelled} must be {noun}, not '{value}'.") from None
+        raise UserError(f"{name} must be {noun}, not '{value}'.") from None
     if element is float and not math.isfinite(result):
-        raise UserError(f"{spelled} must be a finite number, not {value}.")
-    for name, bound in field.metadata["bounds"].items():
-        if not BOUNDS[name](result, bound):
-            raise UserError(f"{spelled} must be {name.replace('_', ' ')} {bound}, not {value}.")
+        raise UserError(f"{name} must be a finite number, not {value}.")
+    for kind, bound in field.metadata["bounds"].items():
+        if not BOUNDS[kind](result, bound):
+            raise UserError(f"{name} must be {kind.replace('_', ' ')} {bound}, not {value}.")
     return result
 
 
-def _size(value: Any, spelled: str, field: dataclasses.Field) -> Size:
+def _size(value: Any, name: str, field: dataclasses.Field) -> Size:
     """A side, or two of them as 96x64 or (96, 64); a square is always one number."""
     sides = re.split("[x,]", value.lower()) if isinstance(value, str) else value
     sides = list(sides) if isinstance(sides, (list, tuple)) else [sides]
     if len(sides) not in (1, 2):
-        raise UserError(f"{spelled} must be a side or HEIGHTxWIDTH, such as 64 or 96x64, not '{value}'.")
-    checked = [_converted(side, int, spelled, field) for side in sides]
+        raise UserError(f"{name} must be a side or HEIGHTxWIDTH, such as 64 or 96x64, not '{value}'.")
+    checked = [_converted(side, int, name, field) for side in sides]
     return checked[0] if len(set(checked)) == 1 else (checked[0], checked[1])
 
 
@@ -147,6 +152,5 @@ def changed_method_options(before: dict[str, Any], config: Any) -> list[str]:
         now = getattr(config, field.name)
         now = list(now) if isinstance(now, tuple) else now
         if before[field.name] != now:
-            spelled = "--" + field.name.replace("_", "-")
-            differences.append(f"{spelled} was {before[field.name]} and is now {now}")
+            differences.append(f"{spelled(field)} was {before[field.name]} and is now {now}")
     return differences

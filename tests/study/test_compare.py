@@ -14,16 +14,13 @@ import pytest
 import torch
 
 import moce
-from moce.config import StudyConfig, resolve
 from moce.engine.endings import Interruption, leave_by
 from moce.engine.files import read_json
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
-from moce.study.cells import Cells, Waits, evaluate_options, fingerprints, other_pictures
-from moce.study.compare import SMALL
+from moce.study.cells import Waits, evaluate_options, fingerprints, other_pictures
 from moce.study.plan import Arm, Cell, Plan, Stage
-from moce.study.settings import arms_of, plan_of, read_settings
 from moce.study.table import is_evaluation
 from moce.transfer.finetune import Classification
 from moce.transfer.finetune import Step as TrainingStep
@@ -235,6 +232,47 @@ def test_experts_of_earlier_clusters_are_no_part_of_it(study: Path, small_runs: 
         again(tmp_path, quiet=True)
 
 
+def test_cells_without_their_runs_are_of_the_training_that_they_say(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(study / "study" / "cells", tmp_path / "study" / "cells")
+    text = (study / "study.toml").read_text().replace("epochs = 1", "epochs = 2")
+    (tmp_path / "study.toml").write_text(text)
+    found = again(tmp_path, budget_minutes=0)
+    assert "is stale (it is of a run with other options of training)" in capsys.readouterr().err
+    assert found["cells"] == {"there": 0, "left": 6} and found["runs_left"] == 2
+
+
+def test_what_a_verb_refuses_keeps_nothing_else_from_being_made(
+    small_runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = """
+        [[arms]]
+        name = "broken"
+        options = { gate = "cluster", layers = [0, 99] }
+        [[arms]]
+        name = "MAE"
+    """
+    file = settings(small_runs, tmp_path, arms=arms)
+    with pytest.raises(UserError, match=r"runs/broken-seed0: .*99.*result.json has what could be made"):
+        moce.study("compare", out=tmp_path / "study", config=file, device="cpu")
+    found = read_json(tmp_path / "study" / "result.json")
+    assert found["cells"] == {"there": 2, "left": 2} and list(found["failed"]) == [
+        str(tmp_path / "study" / "runs" / "broken-seed0")
+    ]
+    assert "**Failed**: " in (tmp_path / "study" / "table.md").read_text()
+    assert "What needs it is passed over" in capsys.readouterr().err
+
+
+def test_what_one_number_stands_for_is_measured_with_the_first_seed_of_all(tmp_path: Path) -> None:
+    dense, own = Stage("mae"), {s: Stage(f"moce {s}") for s in (1, 2)}
+    arms = [Arm("MAE", dict.fromkeys((0, 1, 2), dense)), Arm("MoCE", own)]
+    plan = Plan("compare", tmp_path, arms, ["a"], None, ["knn"], [1, 2], all_seeds=(0, 1, 2))
+    assert [(c.arm.name, c.seed) for c in plan.cells()] == [("MAE", 0), ("MoCE", 1), ("MoCE", 2)]
+    late = Plan("compare", tmp_path, arms[1:], ["a"], None, ["finetune"], [2, 1], lr_from="MoCE")
+    assert [c.seed for c in late.cells()] == [2, 1]  # in the order of the file, not of the numbers
+
+
 @pytest.mark.parametrize("content", ['{"schema": 1, "task"', "[]", '{"schema": 1}'])
 def test_a_broken_cell_is_named(study: Path, tmp_path: Path, content: str) -> None:
     shutil.copytree(study / "study", tmp_path / "study")
@@ -303,7 +341,17 @@ def test_every_seed_takes_the_learning_rate_of_the_first(
     tmp_path: Path, lr_seed: int | None, lr: float
 ) -> None:
     arms = [Arm(name, {s: Stage(f"{name} {s}") for s in (0, 1)}) for name in ("MAE*", "MoCE")]
-    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [0, 1], lr_from="MAE*", lr_seed=lr_seed)
+    plan = Plan(
+        "compare",
+        tmp_path,
+        arms,
+        ["a"],
+        None,
+        ["finetune"],
+        [0, 1],
+        lr_from="MAE*",
+        all_seeds=() if lr_seed is None else (lr_seed, 1 - lr_seed),
+    )
     for seed, rate in enumerate((1e-3, 4e-3)):
         chosen = {"schema": 1, "task": "a", "protocol": "finetune", "metric": "top1", "value": 0.5}
         chosen |= {"settings": {"lr": rate}, "study": {}, "model": "m", "method": "MAE*", "num_test": 8}
@@ -317,7 +365,9 @@ def test_every_seed_takes_the_learning_rate_of_the_first(
 
 def test_what_the_chooser_of_another_process_has_not_chosen_yet_is_waited_for(tmp_path: Path) -> None:
     arms = [Arm(name, {s: Stage(f"{name} {s}") for s in (1, 2)}) for name in ("MAE*", "MoCE")]
-    plan = Plan("compare", tmp_path, arms, ["a"], None, ["finetune"], [1, 2], lr_from="MAE*", lr_seed=0)
+    plan = Plan(
+        "compare", tmp_path, arms, ["a"], None, ["finetune"], [1, 2], lr_from="MAE*", all_seeds=(0, 1, 2)
+    )
     waits = [evaluate_options(plan, cell) for cell in plan.cells()]
     assert [str(w.cell) for w in waits if isinstance(w, Waits)] == ["MAE*, a, finetune, seed 0"] * 4
 
@@ -396,59 +446,6 @@ def test_somebody_else_s_signal_is_no_end_of_the_budget() -> None:
     assert stop.value.code == 143
 
 
-# Configurations that cannot be
-
-
-ARM = '[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }\n'
-GIVEN = 'images = "x"\ntasks = ["a"]\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("images = ", "study.toml cannot be read as TOML"),
-        ('image = "x"', "study.toml: there is no key 'image'. Did you mean 'images'"),
-        ('images = "x"', "study.toml: 'tasks' must be given"),
-        (GIVEN + "seeds = 3", "'seeds' must be a list of whole numbers, not 3"),
-        (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
-        (GIVEN + '[experts]\nout = "y"', r"\[experts\]: 'out' is said by the study itself"),
-        (GIVEN + '[experts]\nmodel = "y"', r"\[experts\]: 'model' is said by the study itself"),
-        (GIVEN + "[cluster]\nnum_clusters = 1", r"\[cluster\]: --num-clusters must be at least 2"),
-        (
-            GIVEN + "[evaluate.lineer]\nk = [1]",
-            r"\[evaluate.lineer\] is for none of .* Did you mean 'linear'",
-        ),
-        (GIVEN + '[evaluate]\nstrategy = "vote"', r"\[evaluate\]: 'strategy' is said by the study itself"),
-        (GIVEN + "[[arms]]\noptions = {}", r"\[\[arms\]\] 1: 'name' must be given"),
-        (GIVEN + ARM + ARM, r"\[\[arms\]\] 2: another arm is called 'MoCE'"),
-        (GIVEN + ARM + 'strategies = "vote"', "there is no key 'strategies'. Did you mean 'strategy'"),
-        (GIVEN + ARM + 'strategy = "orakle"', "there is no strategy 'orakle'.* Did you mean 'oracle'"),
-        (GIVEN + ARM + 'model = "timm:x"', "'model' is evaluated as it is"),
-        (GIVEN + ARM + 'protocols = ["kn"]', "'kn' is none of the study's protocols. Did you mean 'knn'"),
-        (GIVEN + '[[arms]]\nname = "MAE"\nstrategy = "vote"', "'vote' needs sub-models to choose from"),
-        (GIVEN + 'baseline = "MAE+"\n', r"baseline 'MAE\+' is none of the arms. Did you mean 'MAE"),
-        (GIVEN + 'method = "MAE*"\n', r"method and baseline are both 'MAE\*'"),
-        (
-            GIVEN + 'protocols = ["linear", "finetune"]\nlr_from = "MoCE"\n' + ARM + 'protocols = ["linear"]',
-            "lr_from 'MoCE' has other protocols and is never fine-tuned, .*; name an arm that is",
-        ),
-        (
-            GIVEN + 'protocols = "finetune"\nlr_from = "MoCE oracle"\n',
-            "lr_from 'MoCE oracle' is a reference and is never fine-tuned",
-        ),
-        (GIVEN + 'mae = "nowhere"\n', "There is no folder nowhere"),
-        ('images = "x"\ntasks = ["p/a", "q/a"]', "two tasks are called 'a'"),
-        ('images = "x"\ntasks = "all"', "--task all needs --data-root"),
-    ],
-)
-def test_a_file_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "study.toml").write_text(text)
-    given = {"kind": "compare", "out": tmp_path / "out", "config": tmp_path / "study.toml"}
-    with pytest.raises(UserError, match=words):
-        moce.study(**given)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -477,54 +474,3 @@ def test_a_study_of_another_kind_stays_as_it_is(study: Path) -> None:
     with pytest.raises(UserError, match="holds a study of another kind"):
         moce.study("efficiency", out=study / "study", budget_minutes=0, quiet=True)
     assert times(study / "study") == before
-
-
-def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
-    (tmp_path / "study.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
-    read = read_settings(str(tmp_path / "study.toml"), SMALL)
-    dense, clusters = Stage("mae"), Stage("clusters")
-    arms = arms_of(read, tmp_path, dense, clusters, [0, 1])
-    assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "data selection", "MoCE", "ViT-B"]
-    assert arms[3].selected_by is arms[4] and arms[4].models[0].path == arms[2].models[0].path
-    assert arms[1].models[1].arguments() == {
-        "mae": "mae", "clusters": "clusters", "images": read.images, "seed": 1, "preset": "tiny-imagenet",
-        "epochs": 5, "gate": "none", "out": str(tmp_path / "runs" / "mae-star-seed1"),
-    }  # fmt: skip
-    assert read.evaluate == {"knn": {}, "linear": {}, "finetune": {"epochs": 20}}
-
-
-def test_the_dense_model_may_be_of_any_architecture(tmp_path: Path) -> None:
-    (tmp_path / "study.toml").write_text(GIVEN + '[pretrain]\nmodel = "test_vit"')
-    assert read_settings(str(tmp_path / "study.toml"), SMALL).options("pretrain")["model"] == "test_vit"
-
-
-def test_a_file_or_folder_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "studi.toml").write_text("")
-    with pytest.raises(
-        UserError, match="There is no file .*study.toml .--config.. Did you mean 'studi.toml'"
-    ):
-        moce.study("compare", out=tmp_path / "out", config=tmp_path / "study.toml")
-    with pytest.raises(UserError, match="is not empty and holds no study"):
-        moce.study("compare", out=tmp_path)
-    with pytest.raises(UserError, match="is a file; name a folder"):
-        moce.study("compare", out=tmp_path / "studi.toml")
-    with pytest.raises(UserError, match="never overwritten"):
-        moce.study("compare", out=tmp_path / "out", overwrite=True)
-
-
-def test_the_default_is_every_control_with_runs_in_common() -> None:
-    config = resolve(StudyConfig, {"kind": "compare", "out": "o", "seeds": "0,1"})
-    plan = plan_of(config, read_settings(None, SMALL))
-    names = ["mae", "clusters"] + [
-        f"{arm}-seed{seed}"
-        for seed in (0, 1)
-        for arm in ("mae-star", "tokenmoe", "sdr", "random-clusters", "moce")
-    ]
-    assert sorted(Path(s.path).name for s in Cells(plan).stages()) == sorted(names)
-    probed = [c for c in plan.cells() if c.arm.name == "MAE"]
-    assert {c.seed for c in probed} == {0}  # another seed would give the same number
-    tuned = plan_of(config, read_settings(None, {**SMALL, "protocols": ["linear", "finetune"]}))
-    assert {c.arm.name for c in tuned.cells() if c.protocol == "finetune"} == {
-        "MAE", "MAE*", "TokenMoE", "SDR", "random clusters", "MoCE",
-    }  # fmt: skip

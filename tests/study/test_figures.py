@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from moce.images.shown import to_rgb
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.study.charts import (
     Line,
@@ -19,7 +20,7 @@ from moce.study.charts import (
     thinned,
     ticks,
 )
-from moce.study.figures import data_uri, reconstructions, scale_for, sheet, to_rgb
+from moce.study.figures import data_uri, reconstructions, scale_for, sheet
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (4, 4), decoder_depth=1, decoder_width=32, decoder_heads=2)
 

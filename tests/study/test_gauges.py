@@ -4,7 +4,8 @@ import re
 
 import torch
 
-from moce.study.figures import patch_views, tint
+from moce.images.shown import tint
+from moce.study.figures import patch_views
 from moce.study.gauges import forest_axis, forest_row, gauge, share_bar, vote_chart
 
 

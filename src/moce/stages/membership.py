@@ -33,12 +33,11 @@ class Clusters:
     @property
     def labels(self) -> Int64[Tensor, " pictures"]:
         """A cluster for every picture: an unreadable one has that of the picture that takes its place in training."""
-        unreadable = (self.found < 0).nonzero().flatten().tolist()
-        return self.found[readable_substitute(unreadable, len(self.found))]
+        return substituted(self.found)
 
     def fingerprint(self) -> str:
         """What tells these clusters of the pictures from others."""
-        return sha256_of(self.labels.numpy().tobytes())
+        return clusters_fingerprint(self.found)
 
     def shuffled(self, seed: int) -> "Clusters":
         """The same clusters dealt out to the readable pictures at random: every size stays, and nothing else."""
@@ -66,6 +65,17 @@ class Clusters:
                 f"--only-clusters {','.join(map(str, numbers))}: no picture is in these clusters."
             )
         return chosen
+
+
+def substituted(found: Int64[Tensor, " pictures"]) -> Int64[Tensor, " pictures"]:
+    """The same, where an unreadable picture has the cluster of the one that takes its place in training."""
+    unreadable = (found < 0).nonzero().flatten().tolist()
+    return found[readable_substitute(unreadable, len(found))]
+
+
+def clusters_fingerprint(found: Int64[Tensor, " pictures"]) -> str:
+    """What tells these clusters of the pictures from others."""
+    return sha256_of(substituted(found).numpy().tobytes())
 
 
 def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str) -> Clusters:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 
-class Spent(Exception):
-    """The budget is used up."""
+class Spent(BaseException):
+    """The budget is used up; like KeyboardInterrupt no error, or what reads pictures would take it for a broken one."""
 
 
 class Budget:

@@ -1,13 +1,14 @@
 """The cells of a study: one JSON of `moce evaluate` each, with what it was made from.
 
     OUT/cells/ARM/TASK-PROTOCOL-seedK.json    evaluate's schema; `method` is the arm's name; and `study`: {arm, run (the
-                                              fingerprint of the run that was measured), method, options, pictures,
-                                              seconds, cost}
+                                              fingerprint of the run that was measured), method, options, training
+                                              (verbs and options of the runs that led to it), pictures, seconds, cost}
 
 A cell is written whole and measured once. It is taken as it is while the run that it measured, the options that it was
-measured with and the task's pictures are those of the study; else it is stale, which is said, and measured again. A
-cell of an older version does not say of which pictures it is, and counts. A cell carries what its
-run cost, so that cells alone, copied together from several machines, make up a study.
+measured with and the task's pictures are those of the study; else it is stale, which is said, and measured again.
+Where the run does not lie here any more, the options that it was trained with say whether it was that of the study. A
+cell of an older version does not say of which pictures and training it is, and counts. A cell carries what its run
+cost, so that cells alone, copied together from several machines, make up a study.
 """
 
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moce.config import EvaluateConfig, resolve
+from moce.config import CONFIGS, EvaluateConfig, resolve
 from moce.engine.files import held, read_json, write_json
 from moce.engine.runs import RESULT, read_run
 from moce.errors import Busy, UserError
@@ -46,10 +47,10 @@ def identity(stage: Stage) -> str | None:
     result = read_json(folder / RESULT)
     if isinstance(result, dict) and "fingerprint" in result:
         return str(result["fingerprint"])
-    from moce.stages.membership import LABELS_FILE, clusters_in
+    from moce.stages.membership import LABELS_FILE, clusters_fingerprint, found_in
 
     if (folder / LABELS_FILE).is_file():  # clusters have no fingerprint in their result
-        return clusters_in(folder).fingerprint()
+        return clusters_fingerprint(found_in(folder))
     raise UserError(
         f"{folder / RESULT} does not say which model it is of; make the run again with --overwrite."
     )
@@ -126,6 +127,21 @@ def method_options(options: Mapping[str, Any], protocol: str) -> dict[str, Any]:
     config = resolve(EvaluateConfig, {"model": "x", "task": "x", "protocol": protocol, **options})
     kept = [f for f in options if EvaluateConfig.__dataclass_fields__[f].metadata["role"] == "method"]
     return json.loads(json.dumps({name: getattr(config, name) for name in kept}))
+
+
+def training_of(stage: Stage) -> list[Any]:
+    """[[verb, options that change the result], ...] of the runs that lead to a stage, as the study gives them.
+
+    As they are given: what a preset makes of them depends on the dense run that lies here.
+    """
+    found = []
+    for one in stage.chain():
+        if one.verb is not None:
+            known = CONFIGS[one.verb].__dataclass_fields__
+            found.append(
+                [one.verb, {n: v for n, v in one.options.items() if known[n].metadata["role"] == "method"}]
+            )
+    return json.loads(json.dumps(found))
 
 
 def fingerprints(task: str, data_root: str | None) -> dict[str, str | None]:
@@ -253,6 +269,9 @@ class Cells:
             return "the votes that say which clusters it is of are of another run or of other pictures"
         if content["study"].get("run") != run:
             return "it measured another run than the one that is there now"
+        stage, trained = self.stage(cell), content["study"].get("training")
+        if trained and stage and not is_finished(stage) and trained != training_of(stage):
+            return "it is of a run with other options of training"
         known = content["study"].get("pictures")
         if known and (why := other_pictures(known, self.pictures(cell))):
             return why
@@ -293,8 +312,6 @@ def stage_is_done(stage: Stage) -> bool:
 
     Only looks at small files; where it is False the verb itself says what differs.
     """
-    from moce.__main__ import CONFIGS
-
     if stage.verb is None:
         return True
     if not is_finished(stage):

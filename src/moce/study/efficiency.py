@@ -13,6 +13,7 @@ turns are those of `moce bench`.
 import gc
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +40,7 @@ from moce.study.bench.steps import Steps
 from moce.study.bench.timing import Timed, Variant
 from moce.study.bench.turns import Row, Turns
 from moce.study.budget import Budget, Spent
+from moce.study.cells import fingerprints
 from moce.study.efficiency_tables import cost_tables, markdown
 from moce.study.outcome import prepare
 from moce.study.settings import read_toml
@@ -110,13 +112,15 @@ KEYS = (
 def carry_out(config: StudyConfig) -> dict[str, Any]:
     """Measure what is not measured yet; leaves OUT/cells, OUT/result.json and OUT/table.md.
 
-    Returns {verb, kind, out, finished, machines, rows, notes, left_out, seconds, commit}.
+    Returns {verb, kind, out, finished, machines, rows, notes, left_out, seconds, commits}.
     """
     options = options_of(config)
     out = Path(config.out)
     prepare(out, config)
     if config.seeds is not None:
         say("--seeds is not used: what is timed are steps, whose time no seed changes", config.quiet)
+    if config.tried is not None:
+        say("--tried is not used: nothing is trained here", config.quiet)
     budget = Budget(config.budget_minutes)
     with held(out / ".lock", wait=False):  # two at a time would time each other
         found = measured(options, out, budget, config.quiet)
@@ -128,8 +132,6 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
             "corpus": "",
             "finished": not found["left_out"],
             **found,
-            "seconds": round(budget.seconds, 1),
-            "commit": source_commit(),
         }
         write_json(out / RESULT, result)
         text = markdown(cost_tables(found["rows"]))
@@ -162,7 +164,9 @@ def options_of(config: StudyConfig) -> EfficiencyOptions:
 
 
 def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool) -> dict[str, Any]:
-    """{cells, machines, rows, notes, left_out}; what is there is taken as it is, unless it is of other options.
+    """{cells, machines, rows, notes, left_out, seconds, commits}.
+
+    What is there is taken as it is, unless it is of other options.
 
     Parts that are not begun when the budget is used up, and the rows that are missing of one that is, are `left_out`.
     """
@@ -190,12 +194,15 @@ def measured(options: EfficiencyOptions, out: Path, budget: Budget, quiet: bool)
         "rows": [row for part in parts.values() for row in part["rows"]],
         "notes": [*NOTES, QUICK] if options.quick else list(NOTES),
         "left_out": [name for names in left.values() for name in names],
+        # Of what was measured, also by an earlier command; parts of an older version do not say.
+        "seconds": round(sum(part.get("seconds", 0.0) for part in parts.values()), 1),
+        "commits": sorted({commit for part in parts.values() for commit in part.get("commits", ())}),
     }
 
 
 @dataclass
 class Part:
-    """One file: {options, machine, rows}, and while it is not finished `turns`, what was timed so far."""
+    """One file: {options, machine, commits, seconds, rows}; while it is not finished also `turns`, what was timed."""
 
     name: str
     setting: Setting
@@ -205,7 +212,7 @@ class Part:
 
     def measure(self, budget: Budget, quiet: bool) -> None:
         """Time what is not there yet. Raises Spent, which is asked for before every run; what is timed is kept."""
-        about = identity(self.options, self.name, self.setting.device)
+        about = conditions_of(self.options, self.name, self.setting.device)
         there = read_json(self.file) if self.file.is_file() else {}
         self.content = there if there.get("options") == about else {}
         if self.content and "turns" not in self.content:
@@ -215,12 +222,15 @@ class Part:
         try:
             rows = MEASURE[self.name](self.setting, self.options)
             turns = Turns(rows, self.repeats, self.setting.device, self.content.get("turns", {}))
-            content = {"options": about, "machine": machine(self.setting.device)}
+            commits = sorted({*self.content.get("commits", ()), source_commit() or "unknown"})
+            content = {"options": about, "machine": machine(self.setting.device), "commits": commits}
+            started, before = time.monotonic(), self.content.get("seconds", 0.0)
 
             def save() -> None:
                 finished = turns.finished()
                 more = {"turns": turns.kept} if len(finished) < len(rows) else {}
-                self.content = {**content, "rows": finished, **more}
+                seconds = round(before + time.monotonic() - started, 1)
+                self.content = {**content, "seconds": seconds, "rows": finished, **more}
                 write_json(self.file, self.content)
 
             turns.take(self.name, quiet, budget.require, save)
@@ -242,10 +252,10 @@ class Part:
         return [f"{key}, {name}" for name in ROWS[self.name] if name not in there]
 
 
-def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:
+def conditions_of(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:
     """What makes a part another measurement: its options, the run that is searched in, and the machine."""
     names = ["repeats", "batch_size", "precision", "seed", "quick"]
-    names += ["moce", "task", "data_root"] if part == "search" else []
+    names += ["moce", "task", "data_root", "num_workers"] if part == "search" else []
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     here = {
         "device": str(device),
@@ -254,6 +264,8 @@ def identity(options: EfficiencyOptions, part: str, device: torch.device) -> dic
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+    if part == "search" and options.task is not None:
+        here["pictures"] = fingerprints(options.task, options.data_root).get("train")
     if part == "search" and options.moce is not None:
         here["run"] = read_run(options.moce, "train-experts").result().get("fingerprint")
     return {**{name: getattr(options, name) for name in names}, **here}

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from PIL import Image
@@ -12,22 +11,11 @@ from torch import Tensor
 
 from moce.engine.randomness import uniform
 from moce.images.augment import finish
+from moce.images.shown import tint, to_rgb
 from moce.model.autoencoder import MaskedAutoencoder
 
 GAP = 2  # pixels between pictures of a sheet
 PIXEL_BUDGET = 10_000_000  # of all pictures on a page: about 5 MB of photographs
-
-
-def to_rgb(
-    images: UInt8[Tensor, "*batch channels height width"],
-) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """What can be shown of pictures with any number of channels: the first three, or grey."""
-    shown = (
-        images[..., :3, :, :]
-        if images.shape[-3] >= 3
-        else images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
-    )
-    return shown.movedim(-3, -1).numpy()
 
 
 def sheet(
@@ -88,18 +76,6 @@ def to_bytes(
     """Normalised pixels as bytes."""
     shift, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return ((normalised.float() * spread + shift) * 255).round().clamp(0, 255).byte()
-
-
-# The page's colours of the experts as they are in the light (report.css); pictures cannot follow the reader's theme.
-PALETTE = ("#3b76b8", "#dd7d2d", "#3d9a63", "#b8477c", "#8062b5", "#b59227", "#2b9fab", "#7b828d")
-
-
-def tint(expert: int) -> tuple[int, int, int]:
-    """Red, green and blue of an expert; paler from the ninth on."""
-    paint = PALETTE[expert % len(PALETTE)]
-    pale = min(expert // len(PALETTE), 2) * 0.4
-    red, green, blue = (round(v + (255 - v) * pale) for v in bytes.fromhex(paint[1:]))
-    return red, green, blue
 
 
 def enlarged(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from moce.study.bars import signed
 from moce.study.charts import colour, ticks
 from moce.study.intervals import Interval
 
@@ -17,7 +18,7 @@ def forest_axis(reach: float) -> Markup:
     """The scale above rows of differences from -reach to reach, in points."""
     marks = ticks(-100 * reach, 100 * reach, about=6)
     parts = [
-        f'<text x="{_across(value / 100, reach):.1f}" y="12" text-anchor="middle">{_signed(value)}</text>'
+        f'<text x="{_across(value / 100, reach):.1f}" y="12" text-anchor="middle">{signed(value)}</text>'
         for value in marks
     ]
     return Markup(
@@ -41,10 +42,6 @@ def forest_row(differences: Sequence[tuple[int, float, Interval, bool]], reach: 
         )
     size = f'width="{FOREST_WIDE}" height="{high}"'
     return Markup(f'<svg class="forest" {size} role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>')
-
-
-def _signed(value: float) -> str:
-    return f"{value:+g}".replace("-", "−") if value else "0"
 
 
 def _across(value: float, reach: float) -> float:

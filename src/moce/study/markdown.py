@@ -30,11 +30,15 @@ def opening(result: dict[str, Any]) -> list[str]:
     ]
     if "toyworld://" in result["corpus"]:
         lines.append("The built-in toy pictures show that everything works; they are no evidence.")
+    if result["seeds_left_out"]:
+        left = ", ".join(map(str, result["seeds_left_out"]))
+        lines.append(f"Of the file's seeds {left} are not in it.")
     if not result["finished"]:
         cells = result["cells"]
         lines.append(
             f"**Not finished**: {cells['there']} of {cells['there'] + cells['left']} cells are there."
         )
+    lines += [f"**Failed**: {what}: {why}" for what, why in result["failed"].items()]
     if (primary := result["primary"]) is not None:
         lines += [
             "",
@@ -193,10 +197,10 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def signed(value: float) -> str:
-    """A difference of shares in points: '+1.2'."""
-    text = f"{100 * value:+.2f}"
-    return "±0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+def signed(value: float, digits: int = 2) -> str:
+    """A difference of shares in points: '+1.23'."""
+    text = f"{100 * value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"±{0:.{digits}f}"
 
 
 def between(ends: tuple[float, float] | list[float]) -> str:

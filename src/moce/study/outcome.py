@@ -8,7 +8,7 @@ from moce.config import StudyConfig
 from moce.engine.files import read_json, require_writable, write_json, write_whole
 from moce.engine.progress import say
 from moce.engine.runs import RESULT
-from moce.errors import UserError
+from moce.errors import UserError, counted
 from moce.study.markdown import markdown
 from moce.study.origin import origin, told
 from moce.study.plan import Plan
@@ -35,7 +35,17 @@ def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[st
     write(plan, config, progress, result, text + told(result["origin"], plan.kind))
     if not config.quiet:
         show(plan, progress)
+    require_none_failed(progress, plan)
     return result
+
+
+def require_none_failed(progress: Progress, plan: Plan) -> None:
+    """UserError where a verb refused something; what there is was written before."""
+    if not progress.failed:
+        return
+    what, why = next(iter(progress.failed.items()))
+    more = f" {counted(len(progress.failed) - 1, 'other')} failed too." if len(progress.failed) > 1 else ""
+    raise UserError(f"{what}: {why}{more} {plan.out / RESULT} has what could be made.")
 
 
 def prepare(out: Path, config: StudyConfig) -> None:

@@ -23,7 +23,7 @@ PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but wh
 # the best on test, and one that was drawn at random may be better than any choice.
 REFERENCES = {"oracle": "best on validation", "random": "one drawn at random"}
 # Options of train-experts by which an arm would see other pictures, or in another order.
-PICTURES = ("epochs", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
+PICTURES = ("epochs", "steps", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
 
 
 def slug(name: str) -> str:
@@ -127,8 +127,13 @@ class Plan:
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
-    lr_from: str | None = None  # the arm that chooses a task's learning rate of fine-tuning for all,
-    lr_seed: int | None = None  # with this seed; None: the first
+    lr_from: str | None = None  # the arm that chooses a task's learning rate of fine-tuning for all
+    all_seeds: Sequence[int] = ()  # of the file, where a command works on some of them
+
+    @property
+    def first_seed(self) -> int:
+        """The first of all, also where this command works on others: what one seed stands for has this one."""
+        return (self.all_seeds or self.seeds)[0]
 
     def arm(self, name: str) -> Arm | None:
         """The arm of that name."""
@@ -149,31 +154,42 @@ class Plan:
         return same and not other
 
     def cells(self) -> list[Cell]:
-        """All of them, in the order in which they are made: the first seed first, what shares features together."""
+        """All of them, in the order in which they are made: the first seed first, what shares features together.
+
+        Whose learning rates the others wait for comes before them.
+        """
+        seeds = list(dict.fromkeys([self.first_seed, *self.seeds]))
         found = [
             Cell(arm, task, protocol, seed)
-            for seed in self.seeds
+            for seed in seeds
             for arm in self.arms
             for task in self.tasks
             for protocol in self.protocols
             if self.measured(arm, protocol) and seed in self.seeds_of(arm, protocol)
         ]
-        first = self.lr_from
-        return found if first is None else sorted(found, key=lambda c: (c.seed, c.arm.name != first))
+        if self.lr_from is None:
+            return found
+
+        def late(cell: Cell) -> tuple[bool, int, bool]:
+            follows = cell.arm.name != self.lr_from
+            return follows or cell.seed != self.first_seed, seeds.index(cell.seed), follows
+
+        return sorted(found, key=late)
 
     def seeds_of(self, arm: Arm, protocol: str) -> list[int]:
-        """The seeds that are worth measuring: one, where another would give the same number."""
+        """The seeds that are worth measuring: the first of all, where another would give the same number."""
         drawn = self.evaluate.get(protocol, {}).get("shots") is not None or arm.strategy == "random"
         same = arm.seedless and protocol in PROBES and not drawn
-        return list(arm.models)[: 1 if same else None]
+        if same and self.first_seed in arm.models:
+            return [self.first_seed]
+        return [seed for seed in self.seeds if seed in arm.models]
 
     def chooser(self, cell: Cell) -> Cell | None:
         """The cell whose learning rate of fine-tuning another takes; None where it chooses its own."""
         arm = None if self.lr_from is None else self.arm(self.lr_from)
         if arm is None or cell.protocol != "finetune":
             return None
-        seed = self.seeds[0] if self.lr_seed is None else self.lr_seed
-        first = Cell(arm, cell.task, cell.protocol, seed)
+        first = Cell(arm, cell.task, cell.protocol, self.first_seed)
         return None if cell.file == first.file else first
 
     def measured(self, arm: Arm, protocol: str) -> bool:

@@ -4,6 +4,7 @@ A section is there when its input is there. contents.py reads, page/ says what a
 and escape all text.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from moce.errors import UserError
 from moce.study.charts import colour
 from moce.study.contents import Contents, gather
 from moce.study.figures import PIXEL_BUDGET, scale_for
+from moce.study.markdown import signed
 from moce.study.page.colours import colour_section
 from moce.study.page.costs import cost_sections
 from moce.study.page.curves import gates, learning
@@ -28,6 +30,7 @@ from moce.study.page.results import result_section
 from moce.study.page.runs import run_row
 from moce.study.page.study import study_section
 from moce.study.page.tasks import task_section
+from moce.study.summary import corpus
 from moce.study.table import percent, tables
 from moce.verbs import verb
 
@@ -94,15 +97,9 @@ def environment() -> jinja2.Environment:
         "percent": percent,
         "clock": clock,
         "gib": lambda n: f"{n / 2**30:.1f} GiB",
-        "signed": signed,
+        "signed": partial(signed, digits=1),
     }
     return made
-
-
-def signed(value: float) -> str:
-    """A difference of shares in points: '+1.2'."""
-    text = f"{100 * value:+.1f}"
-    return "±0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def page_titles(contents: Contents) -> list[str]:
@@ -111,15 +108,9 @@ def page_titles(contents: Contents) -> list[str]:
         return ["The built-in toy world"]
     images = [run.info.config["images"] for run in contents.runs]
     images += [study["corpus"] for study in contents.studies if study["corpus"]]
-    names = [short_name(uri) for uri in images] or [task.name for task in contents.tasks] or ["Evaluations"]
+    names = [corpus(uri) for uri in images] or [task.name for task in contents.tasks] or ["Evaluations"]
     names = [n if len(n) <= TITLE_LENGTH else n[: TITLE_LENGTH - 1] + "…" for n in dict.fromkeys(names)]
     return names if len(names) <= MOST_TITLES else [*names[:MOST_TITLES], f"{len(names) - MOST_TITLES} more"]
-
-
-def short_name(uri: str) -> str:
-    """'tiny-imagenet/train.parquet' of a long path: a file is named with its folder."""
-    path = Path(uri)
-    return "/".join(path.parts[-2:]) if path.suffix else path.name or uri
 
 
 def page_sections(contents: Contents, seed: int, budget: float = PIXEL_BUDGET) -> dict[str, Any]:

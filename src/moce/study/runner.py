@@ -3,7 +3,8 @@
     OUT/evaluations/ARM/TASK-PROTOCOL-seedK/    an evaluation that trains, until it is a cell; interrupted, it goes on
 
 What is there is left alone, so several processes can work on one study in any order: a run that another process trains
-is passed over with its cells, a cell that it measures too, and the same command does later what was passed over.
+is passed over with its cells, a cell that it measures too, and the same command does later what was passed over. What a
+verb refuses is passed over as well, and told when the rest is done.
 """
 
 import json
@@ -20,7 +21,7 @@ from moce import VERBS
 from moce.config import StudyConfig
 from moce.engine.files import sha256_of, write_json
 from moce.engine.progress import clock, say
-from moce.errors import Busy, counted
+from moce.errors import Busy, UserError, counted
 from moce.study.budget import Budget, Spent
 from moce.study.cells import (
     Cells,
@@ -31,8 +32,9 @@ from moce.study.cells import (
     method_options,
     selecting,
     stage_is_done,
+    training_of,
 )
-from moce.study.plan import PROBES, Cell, Plan, Stage
+from moce.study.plan import PROBES, Cell, Plan, Stage, task_name
 from moce.study.table import percent
 
 FILES = ("folder", "predictions", "pictures")  # what a result says of a folder that is gone once it is a cell
@@ -45,6 +47,7 @@ class Progress:
     results: list[dict[str, Any]] = field(default_factory=list)  # the cells that are there
     left: list[Cell] = field(default_factory=list)
     runs_left: list[Stage] = field(default_factory=list)  # that are known
+    failed: dict[str, str] = field(default_factory=dict)  # run or cell: what its verb said
     undecided: int = 0  # runs at most that depend on votes which are not counted yet
     seconds: float = 0.0
 
@@ -67,7 +70,7 @@ def carry_out(plan: Plan, config: StudyConfig) -> Progress:
     except Spent:
         pass
     after = look(plan, cells)
-    after.seconds = budget.seconds
+    after.seconds, after.failed = budget.seconds, worker.failed
     if after.left:
         say(f"{still_left(plan, after)}; the same command continues", config.quiet)
     return after
@@ -90,7 +93,7 @@ def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
     found = Progress()
     for cell in plan.cells():
         if (content := cells.there(cell)) is not None:
-            found.results.append(content)
+            found.results.append({**content, "task": task_name(cell.task)})  # as the study calls it
             continue
         found.left.append(cell)
         if not quiet and cells.path(cell).is_file():
@@ -170,6 +173,9 @@ class Worker:
     config: StudyConfig
     budget: Budget
     busy: set[str] = field(default_factory=set)  # runs that another process works in
+    failed: dict[str, str] = field(
+        default_factory=dict
+    )  # runs and cells that their verb refused: what it said
     done: set[str] = field(default_factory=set)
 
     def measure(self, cell: Cell, number: str) -> None:
@@ -188,7 +194,11 @@ class Worker:
             if isinstance(options, Waits):
                 say(f"{number} {cell}: waits for {options.cell}; passed over for now", quiet)
                 return
-            content = self.evaluated(cell, stage, options)
+            try:
+                content = self.evaluated(cell, stage, options)
+            except UserError as error:
+                self.note_failed(str(cell), error)
+                return
             write_json(self.cells.path(cell), content)
             shutil.rmtree(self.folder(cell), ignore_errors=True)
         say(f"{number} {cell}: {percent(content['value'])} ({clock(content['study']['seconds'])})", quiet)
@@ -217,12 +227,18 @@ class Worker:
             "run": self.cells.run_of(cell),
             "method": result["method"],
             "options": method_options(options, cell.protocol),
+            "training": training_of(stage),
             "pictures": self.cells.pictures(cell),
             # What was continued says how long all of it took.
             "seconds": max(round(time.monotonic() - started, 3), result["seconds"]),
             "cost": cost_of(stage, self.plan.start),
         }
         return {**result, "method": cell.arm.name, "study": about}
+
+    def note_failed(self, what: str, error: UserError) -> None:
+        """One run or cell that cannot be made does not keep the others from being made; it is told at the end."""
+        self.failed[what] = str(error)
+        say(f"{what} failed: {error} What needs it is passed over.", self.config.quiet)
 
     def folder(self, cell: Cell) -> Path:
         """Where an evaluation that trains works until it is a cell."""
@@ -260,7 +276,7 @@ class Worker:
     def ready(self, stage: Stage) -> bool:
         """Make a run and those that it needs; False where another process works in one of them."""
         for one in stage.chain():
-            if one.path in self.busy:
+            if one.path in self.busy or one.path in self.failed:
                 return False
             if one.path in self.done or stage_is_done(one):
                 if one.path not in self.done:  # another process may have made it since
@@ -275,6 +291,9 @@ class Worker:
             except Busy as error:
                 self.busy.add(one.path)
                 say(f"{error} What needs it is passed over for now.", self.config.quiet)
+                return False
+            except UserError as error:
+                self.note_failed(one.path, error)
                 return False
             self.done.add(one.path)
             self.cells.made_anew(one)

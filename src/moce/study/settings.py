@@ -5,7 +5,7 @@ anything is trained.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ CLASSES: dict[str, type] = {
     "experts": ExpertsConfig,
     "evaluate": EvaluateConfig,
 }
-SAID = ("out", "mae", "enc", "clusters", "model", "task", "json", "overwrite")  # what the study itself says
+# What the study itself says.
+SAID = ("out", "images", "mae", "enc", "clusters", "model", "task", "json", "overwrite", "seed")
 
 
 def _list_of(value: Any, kind: type) -> bool:
@@ -90,11 +91,24 @@ def read_settings(file: str | None, defaults: Mapping[str, Any], keys: Mapping[s
         if missing:
             raise UserError(f"{where}: '{missing[0]}' must be given.")
     protocols = listed(content.get("protocols", ["knn", "linear"]))
+    require_protocols(protocols, where)
     settings = Settings(where, content, content["images"], protocols)
     for table in ("pretrain", "cluster", "experts"):
         require_options(settings, table, content.get(table, {}))
     settings.evaluate = evaluation_options(settings)
     return settings
+
+
+def require_protocols(names: list[str], where: str) -> None:
+    """UserError for a protocol that does not exist."""
+    from moce.transfer.evaluate import PROTOCOLS  # torch
+
+    for name in names:
+        if name not in PROTOCOLS:
+            hint = did_you_mean(name, PROTOCOLS)
+            raise UserError(
+                f"{where}: there is no protocol '{name}': choose some of {', '.join(PROTOCOLS)}.{hint}"
+            )
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -156,7 +170,7 @@ def evaluation_options(settings: Settings) -> dict[str, dict[str, Any]]:
     found = {protocol: {**common, **own.get(protocol, {})} for protocol in settings.protocols}
     for protocol, options in found.items():
         within = f"evaluate.{protocol}" if protocol in own else "evaluate"
-        for name in ("protocol", "strategy", "seed", "data_root"):
+        for name in ("protocol", "strategy", "data_root"):
             if name in options:
                 raise UserError(
                     f"{settings.where} [{within}]: '{name}' is said by the study itself; leave it out."
@@ -171,6 +185,8 @@ def tasks_of(settings: Settings) -> list[str]:
 
     spelled = listed(settings.content["tasks"])
     tasks = all_names(settings.content.get("data_root")) if spelled == ["all"] else spelled
+    if "all" in tasks:
+        raise UserError(f"{settings.where}: 'all' stands for every task of data_root; give it alone.")
     names = [slug(task_name(task)) for task in tasks]
     for name in names:
         if names.count(name) > 1:
@@ -214,7 +230,11 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds:
     """
     arms: list[Arm] = []
     selecting: dict[str, tuple[str, str]] = {}  # by the arm's name
-    folders: dict[str, str] = {}
+    folders = shared_folders(settings.content["arms"])
+    of_one = [
+        *settings.content.get("seeds", [])[:1],
+        *seeds,
+    ]  # the first seed of all is that of what has none
     for number, given in enumerate(settings.content["arms"]):
         where = f"{settings.where} [[arms]] {number + 1}"
         require_keys(given, ARM_KEYS, where)
@@ -239,31 +259,48 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds:
             require_options(
                 settings, "experts", {**settings.content.get("experts", {}), **options}, f"arms: {name}"
             )
-            folder = folders.setdefault(repr((by is not None, sorted(options.items()))), slug(name))
+            folder = folders.get(made_like(options, by), slug(name))
             models = {s: experts_stage(settings, out, folder, options, dense, clusters, s) for s in seeds}
         else:
-            models = dict.fromkeys(seeds, Stage(given["model"]) if "model" in given else dense)
-        require_choice(given, where)
+            models = dict.fromkeys(of_one, Stage(given["model"]) if "model" in given else dense)
+        require_choice(settings, given, where)
         arms.append(Arm(name, models, options, given.get("strategy"), protocols))
     selected = {name: selecting_arm(by, arms, where) for name, (by, where) in selecting.items()}
     return [replace(arm, selected_by=selected[arm.name]) if arm.name in selected else arm for arm in arms]
 
 
-def require_choice(arm: Mapping[str, Any], where: str) -> None:
+def made_like(options: Mapping[str, Any], selected_by: str | None) -> str:
+    """What arms have in common that share their runs."""
+    return repr((selected_by is not None, sorted(options.items())))
+
+
+def shared_folders(arms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the runs of arms are called: after the first with these options that chooses as usual, else after the first.
+
+    So a reference that comes or goes, or another order in the file, leaves the runs where they are.
+    """
+    found: dict[str, str] = {}
+    for arm in sorted(arms, key=lambda arm: "strategy" in arm):
+        if "name" in arm and (options := arm.get("options")):
+            found.setdefault(made_like(options, arm.get("selected_by")), slug(arm["name"]))
+    return found
+
+
+def require_choice(settings: Settings, arm: Mapping[str, Any], where: str) -> None:
     """UserError for a strategy that does not exist, or of an arm without sub-models; before anything is trained."""
     strategy = arm.get("strategy")
     if strategy is None:
         return
-    from moce.stages.customize import STRATEGIES  # torch
+    from moce.stages.customize import STRATEGIES, require_strategy  # torch
 
-    known = (*STRATEGIES, "oracle")
-    if strategy not in known and not strategy.startswith("cluster:"):
-        hint = did_you_mean(strategy, known)
-        raise UserError(
-            f"{where}: there is no strategy '{strategy}': choose one of {', '.join(known)}.{hint}"
-        )
+    try:
+        require_strategy(
+            strategy, 10**9, (*STRATEGIES, "oracle")
+        )  # how many clusters there are is not known yet
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     options = arm.get("options", {})
-    gate = options.get("gate", "cluster") if options else "none"
+    gate = {**settings.content.get("experts", {}), **options}.get("gate", "cluster") if options else "none"
     if "model" not in arm and gate in ("none", "token"):
         raise UserError(
             f"{where}: strategy '{strategy}' needs sub-models to choose from, and this arm has none."
@@ -297,7 +334,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
             hint = did_you_mean(content[key], names)
             raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
     given = {key: content[key] for key in ("method", "baseline", "lr_from") if key in content}
-    plan = plan_with(config, settings, arms, start=dense, lr_seed=(content.get("seeds") or seeds)[0], **given)
+    plan = plan_with(config, settings, arms, start=dense, **given)
     if plan.method == plan.baseline:
         raise UserError(
             f"{settings.where}: method and baseline are both '{plan.method}', whose difference is nothing; name two "
@@ -317,6 +354,7 @@ def plan_with(config: StudyConfig, settings: Settings, arms: list[Arm], **more: 
         data_root=settings.content.get("data_root"),
         protocols=settings.protocols,
         seeds=seeds_of(settings, config),
+        all_seeds=tuple(settings.content.get("seeds", ())),
         images=settings.images,
         evaluate=settings.evaluate,
         **more,

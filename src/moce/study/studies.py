@@ -23,7 +23,7 @@ def study(config: StudyConfig) -> dict[str, Any]:
     """
     if config.overwrite:
         raise UserError(
-            "A study is continued, never overwritten: delete what is to be made again, in its cells/ or runs/, or "
+            "A study is continued, never overwritten: delete what is to be made again, in its cells/ and runs/, or "
             "choose another --out."
         )
     return import_module(STUDIES[config.kind]).carry_out(config)

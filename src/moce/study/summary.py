@@ -66,13 +66,15 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
         "schema": 1,
         "kind": plan.kind,
         "out": str(plan.out),
-        "corpus": corpus(plan),
+        "corpus": corpus(plan.images),
         "finished": not progress.left,
         "cells": {"there": len(progress.results), "left": len(progress.left)},
         "runs_left": len(progress.runs_left),
         "tasks": [task_name(task) for task in plan.tasks],
         "protocols": plan.protocols,
         "seeds": plan.seeds,
+        "seeds_left_out": [seed for seed in plan.all_seeds if seed not in plan.seeds],
+        "failed": progress.failed,
         "method": plan.method,
         "baseline": plan.baseline,
         "arms": [arm_facts(plan, arm, progress.results) for arm in plan.arms],
@@ -88,12 +90,12 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def corpus(plan: Plan) -> str:
-    """What the pre-training pictures are called, without where they lie on this machine."""
-    if "://" in plan.images or plan.images.startswith("wds:"):
-        return plan.images
-    path = Path(plan.images)
-    return "/".join(path.parts[-2:]) if path.suffix else path.name or plan.images
+def corpus(images: str) -> str:
+    """What pre-training pictures are called, without where they lie here; a file is named with its folder."""
+    if "://" in images or images.startswith("wds:"):
+        return images
+    path = Path(images)
+    return "/".join(path.parts[-2:]) if path.suffix else path.name or images
 
 
 def pairs_of(plan: Plan, measured: Measured, protocol: str) -> Iterable[Pair]:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from moce.config import resolve
+from moce.config import CONFIGS, resolve
 from moce.engine.files import locked, sha256_of, write_whole
 from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
@@ -49,6 +49,7 @@ def lines(plan: Plan, progress: Progress) -> Iterator[dict[str, str]]:
 
 def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[str, str]:
     """One line, from the cells of all tasks."""
+    cells = sorted(cells, key=lambda cell: cell["task"])  # the file may name them in any order
     first = cells[0]
     scores = [cell["settings"].get("val_score") for cell in cells]
     known = [score for score in scores if score is not None]
@@ -57,23 +58,26 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     options = training_options(arm.models[seed], arm.options)
     if arm.selected_by is not None:
         options["selected_by"] = arm.selected_by.name
+    evaluation = first["study"].get("options", {})
+    # The learning rate that another arm chose is each task's own, and no choice of this one.
+    chosen = ("lrs",) if plan.lr_from not in (None, arm.name) else ()
     values = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": (first.get("commit") or "")[:12],
         "study": plan.kind,
-        "corpus": corpus(plan),
+        "corpus": corpus(plan.images),
         "arm": first["study"]["arm"],
         "options": as_json(options),
         "strategy": first["settings"].get("strategy", ""),
         "seed": seed,
         "protocol": first["protocol"],
-        "tasks": " ".join(sorted(cell["task"] for cell in cells)),
+        "tasks": " ".join(cell["task"] for cell in cells),
         # Fine-tuning with a given learning rate chooses nothing, so it has no score on validation.
         "val_score": f"{sum(known) / len(known):.5f}" if len(known) == len(cells) else "",
         "test": f"{sum(cell['value'] for cell in cells) / len(cells):.5f}",
         "train_seconds": f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
         "fingerprint": runs_of(cells),
-        "evaluation": as_json(first["study"].get("options", {})),
+        "evaluation": as_json({name: own for name, own in evaluation.items() if name not in chosen}),
         "data": sha256_of(*(as_json(pictures_of(cell)) for cell in cells)),
     }
     return {name: str(value) for name, value in values.items()}
@@ -81,7 +85,7 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
 
 def runs_of(cells: list[dict[str, Any]]) -> str:
     """The run that was measured; where not all tasks have the same one, that of each, in the order of `tasks`."""
-    runs = [cell["study"]["run"] for cell in sorted(cells, key=lambda cell: cell["task"])]
+    runs = [cell["study"]["run"] for cell in cells]
     return runs[0] if len(set(runs)) == 1 else " ".join(runs)
 
 
@@ -92,8 +96,6 @@ def as_json(content: Any) -> str:
 
 def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run that change its result and are not the defaults; of weights from elsewhere those of the arm."""
-    from moce.__main__ import CONFIGS
-
     if stage.verb is not None:
         verb, options = stage.verb, asdict(resolve(CONFIGS[stage.verb], stage.arguments()))
     elif (Path(stage.path) / CONFIG).is_file() and (Path(stage.path) / RESULT).is_file():

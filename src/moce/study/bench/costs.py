@@ -32,7 +32,7 @@ class Costs:
 
 
 def costs_of(
-    module: nn.Module, forward: Callable[[], Any], num_images: int, top_k: int = 1, all_at_once: bool = False
+    module: nn.Module, forward: Callable[[], Any], num_images: int, all_at_once: bool = False
 ) -> Costs:
     """The costs of `forward`, which passes `num_images` pictures through `module`.
 
@@ -41,7 +41,7 @@ def costs_of(
     parameters, unused = sum(p.numel() for p in module.parameters()), 0
     for experts in _experts(module) if not all_at_once else ():
         own = sum(p.numel() for p in experts.parameters())
-        unused += own * (experts.num_experts - top_k) // experts.num_experts
+        unused += own * (experts.num_experts - 1) // experts.num_experts
     active = counted(forward)
     with every_expert(module):
         every = counted(forward)

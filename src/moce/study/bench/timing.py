@@ -2,8 +2,9 @@
 
     build A, B, C    A B C    A B C    A B C    ...
 
-Each job is built and run once before anything is timed; that run is also when its memory is looked at. Libraries load
-and kernels are chosen in it, so it is the job's warm-up.
+Each job is built and run once before anything is timed; that run is also when its memory is looked at. Kernels are
+chosen in it, so it is the job's warm-up. Of several, the first is built and run once before that, or libraries that
+load with it, and what it shares with others, would be its memory alone.
 """
 
 import ctypes
@@ -62,6 +63,21 @@ class Timed:
         return statistics.median(self.seconds)
 
 
+def warm_up(variant: Variant) -> None:
+    """Let libraries load, and what a variant shares with others be made, where nobody's memory is looked at."""
+    variant.prepare()
+    variant.build().seconds()
+
+
+def built(variant: Variant, device: torch.device) -> tuple[Timed, Job]:
+    """A job after its first run, whose memory is that of the row. Raises LeftOut."""
+    variant.prepare()
+    with peak_memory(device) as memory:
+        job = variant.build()
+        job.seconds()
+    return Timed(variant, memory.peak_bytes, [], job.flops_per_image), job
+
+
 def take_turns(
     variants: Sequence[Variant],
     repeats: int,
@@ -77,21 +93,17 @@ def take_turns(
     found: list[tuple[Timed, Job]] = []
     for variant in variants:
         try:
-            variant.prepare()
-            with peak_memory(device) as memory:
-                job = variant.build()
-                job.seconds()
+            if len(variants) > 1 and not found:
+                warm_up(variant)
+            found.append(built(variant, device))
         except LeftOut as reason:
             left_out(str(reason))
             continue
-        found.append((Timed(variant, memory.peak_bytes), job))
         tick(variant.name)
     for _ in range(repeats):
         for timed, job in found:
             timed.seconds.append(job.seconds())
             tick(timed.variant.name)
-    for timed, job in found:
-        timed.flops_per_image = job.flops_per_image
     return [timed for timed, _ in found]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from moce.engine.progress import clock, say, track
 from moce.study.bench.rows import rows_of
-from moce.study.bench.timing import Job, Timed, Variant, peak_memory
+from moce.study.bench.timing import Job, Timed, Variant, built, warm_up
 from moce.transfer.finetune import LONG
 
 
@@ -73,13 +73,9 @@ class Turns:
         """A job after its first run, whose memory is that of the row, unless that is known; `first` in this process."""
         known = row.variant.name in self.kept
         if first and not known:
-            self.rows[0].variant.build().seconds()  # libraries that the first job loads are not its memory
-        row.variant.prepare()
-        with peak_memory(self.device) as memory:
-            job = row.variant.build()
-            job.seconds()
+            warm_up(self.rows[0].variant)
+        timed, job = built(row.variant, self.device)
         if not known:
-            timed = Timed(row.variant, memory.peak_bytes, [], job.flops_per_image)
             self.kept[row.variant.name] = {
                 "seconds": [],
                 "peak_bytes": timed.peak_bytes,

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
+from moce.images.shown import tint, to_rgb
 from moce.study.contents import Contents, PatchSet, RunContent
-from moce.study.figures import data_uri, patch_views, sheet, tint, to_rgb
+from moce.study.figures import data_uri, patch_views, sheet
 from moce.study.gauges import share_bar
 
 SIDE = 104  # pixels, about, of a picture

@@ -21,7 +21,7 @@ from moce.engine.processes import group
 from moce.engine.progress import track
 from moce.images.augment import finish
 from moce.images.loader import in_workers
-from moce.study.figures import tint, to_rgb
+from moce.images.shown import tint, to_rgb
 from moce.transfer.detect.coco_map import mask_library
 from moce.transfer.detect.cocoset import CocoSet, mask_of
 from moce.transfer.detect.detector import Detector

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from moce.engine.files import write_whole
+from moce.images.shown import to_rgb
 from moce.transfer.segment.masks import IGNORE
 
 GAP = 2  # pixels between the views
@@ -33,8 +34,7 @@ def side_by_side(
 ) -> Image.Image:
     """The three views on white; what is not scored is black in the truth."""
     palette = colours(num_classes)
-    rgb = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)  # what can be shown of any channels
-    views = [rgb.movedim(0, -1).numpy(), *(palette[part.long().numpy()] for part in (truth, predicted))]
+    views = [to_rgb(image), *(palette[part.long().numpy()] for part in (truth, predicted))]
     assert IGNORE == -1, "the last colour is that of pixels that are not scored"
     rows, columns = truth.shape
     shrink = min(HIGHEST / max(rows, columns), 1.0)
