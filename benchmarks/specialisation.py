@@ -147,7 +147,8 @@ def main() -> None:
         groups.append(group_K[labels[indices]])
     group_N, loss_SN = torch.cat(groups), torch.cat(found, 1)
     own_N = loss_SN.gather(0, group_N[None])[0]
-    own, of_others = float(own_N.mean()), {path: float(torch.cat(x).mean()) for path, x in beside.items()}
+    other_N = {path: torch.cat(x) for path, x in beside.items()}
+    own, of_others = float(own_N.mean()), {path: float(loss_N.mean()) for path, loss_N in other_N.items()}
     elsewhere = None  # the mean loss under the other sub-models
     if len(loss_SN) > 1:
         elsewhere = float((loss_SN.sum(dim=0) - own_N).mean()) / (len(loss_SN) - 1)
@@ -159,6 +160,9 @@ def main() -> None:
         "sub_models": sub_models.tolist(),
         "pictures_of_group": group_N.bincount(minlength=len(sub_models)).tolist(),
         "loss": [[round(float(row[group_N == g].mean()), 5) for row in loss_SN] for g in present],
+        "loss_of_others_by_group": {
+            path: [round(float(loss_N[group_N == g].mean()), 5) for g in present] for path, loss_N in other_N.items()
+        },
         "loss_own": round(own, 5),
         "loss_of_other_sub_models": None if elsewhere is None else round(elsewhere, 5),
         "gain_own": None if elsewhere is None else gain(own, elsewhere),
