@@ -1,6 +1,8 @@
 # Every target prepares .venv first (scripts/bootstrap; a second when nothing changed).
 .PHONY: help demo test check lint format lock environment
 .DEFAULT_GOAL := help
+# Images of containers set it, and every process would then compile PyTorch anew: twice the time of an import.
+unexport PYTHONDONTWRITEBYTECODE
 RUN := .venv/bin/python -m
 # One process per core, at most 8; each keeps to one thread (tests/conftest.py).
 PYTEST := $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal

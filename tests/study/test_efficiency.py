@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,13 @@ def test_other_conditions_are_another_measurement(config: Path, monkeypatch: pyt
         resolve(StudyConfig, {"kind": "efficiency", "out": "x", "config": str(config)})
     )
     device = torch.device("cpu")
-    before = efficiency.identity(options, "search", device)
+    before = efficiency.conditions_of(options, "search", device)
     assert before["run"] == json.loads((Path(options.moce) / "result.json").read_text())["fingerprint"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    assert efficiency.identity(options, "search", device) == {**before, "threads": 77}
-    assert "run" not in efficiency.identity(options, "training", device)
+    assert efficiency.conditions_of(options, "search", device) == {**before, "threads": 77}
+    other = replace(options, task="textures", data_root="toyworld://?size=32&num=24")
+    assert efficiency.conditions_of(other, "search", device)["pictures"] != before.get("pictures")
+    assert "run" not in efficiency.conditions_of(options, "training", device)
 
 
 def test_two_at_a_time_would_time_each_other(study: dict[str, Any], config: Path) -> None:
@@ -162,7 +165,10 @@ def test_when_the_time_is_up_a_part_ends_after_a_row_and_goes_on_there(
     assert [row["name"] for row in whole["rows"]] == list(efficiency.SEARCH) and whole["finished"]
     assert json.loads(json.dumps(whole["rows"][:2])) == json.loads(json.dumps(found["rows"]))
     file = json.loads((tmp_path / "s" / "cells" / "vit-ti-8-search.json").read_text())
-    assert set(file) == {"options", "machine", "rows"} and len(file["rows"]) == 4
+    assert set(file) == {"options", "machine", "commits", "seconds", "rows"} and len(file["rows"]) == 4
+    assert (
+        whole["seconds"] == file["seconds"] > found["seconds"] and whole["commits"] == file["commits"] != []
+    )
 
 
 def test_turns_go_on_where_they_ended() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 import moce
 from moce.errors import UserError
 from moce.model.weights import read_header, read_tensors, write_tensors
-from moce.study.report import signed
+from moce.study.markdown import signed
 
 EVERYTHING = [
     "results", "tasks", "runs", "learning", "reconstructions", "clusters", "gates", "experts", "colours",
@@ -432,7 +432,7 @@ def test_numbers_of_the_table(tmp_path: Path) -> None:
 
 
 def test_differences_are_signed() -> None:
-    assert [signed(v) for v in (0.0123, -0.2, 0.0004, -0.0004)] == ["+1.2", "−20.0", "±0.0", "±0.0"]
+    assert [signed(v, digits=1) for v in (0.0123, -0.2, 0.0004, -0.0004)] == ["+1.2", "−20.0", "±0.0", "±0.0"]
 
 
 def test_many_large_pictures_do_not_make_a_large_page(demonstration: Path, tmp_path: Path) -> None:
