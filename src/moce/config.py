@@ -211,6 +211,11 @@ class ExpertsConfig(Training):
         "--gate none)",
         at_least=0,
     )
+    only_mlps: bool = method(
+        False,
+        "control: train the MLPs of --layers alone and leave all else as in the dense model; with --only-clusters what "
+        "experts could gain at most by differing (--gate none)",
+    )
     distill_until: float = method(
         1.0,
         "share of training up to which distillation keeps its weight; within a tenth more it is faded out (ours)",
@@ -232,7 +237,10 @@ class ExpertsConfig(Training):
             "cluster": (),
             "token": CLUSTER_GATE_OPTIONS,
             "sdr": ("top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS),
-            "none": ("layers", "num_experts", "top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS),
+            "none": (
+                *(() if self.only_mlps else ("layers",)),
+                *("num_experts", "top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS),
+            ),
         }[self.gate]
 
 
@@ -240,8 +248,11 @@ def experts_method(options: Mapping[str, Any]) -> str:
     """What the method of a run of train-experts is called, by its options."""
     if options.get("shuffle_clusters"):
         return "random clusters"
+    mlps = ", MLPs alone" if options.get("only_mlps") else ""
     if options.get("only_clusters"):
-        return "data selection"
+        return f"data selection{mlps}"
+    if mlps:
+        return f"MAE*{mlps}"
     return {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*", "sdr": "SDR"}[options["gate"]]
 
 

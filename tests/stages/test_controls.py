@@ -22,6 +22,7 @@ CONTROLS = {
     "shuffled": {"shuffle_clusters": True, "embedding": "learned", "gate_start": "super-centroids"},
     "selected": {"gate": "none", "only_clusters": (2, 5), "distill_until": 0.0},
     "plain": {"gate": "none", "distill": 0.0},
+    "mlps": {"gate": "none", "only_clusters": (2, 5), "only_mlps": True, "layers": (1, 3), "distill": 0.0},
 }
 
 
@@ -50,6 +51,7 @@ def lines(run: Path) -> list[dict]:
 def test_methods_have_names_and_the_same_number_of_updates(controls: Controls, small_runs) -> None:
     assert {name: result["method"] for name, result in controls.results.items()} == {
         "sdr": "SDR", "shuffled": "random clusters", "selected": "data selection", "plain": "MAE*",
+        "mlps": "data selection, MLPs alone",
     }  # fmt: skip
     for name, result in controls.results.items():
         assert result["steps"] == len(lines(small_runs.moce)), name
@@ -142,6 +144,19 @@ def test_pages_and_descriptions_know_the_controls(controls: Controls, tmp_path: 
     assert described["header"]["experts"]["gate"] == "sdr"
 
 
+def test_of_mlps_alone_nothing_else_moves(controls: Controls, small_runs) -> None:
+    dense, trained = (load_model(path)[0].state_dict() for path in (small_runs.mae, controls.folder / "mlps"))
+    moved = {name for name in dense if not torch.equal(dense[name], trained[name])}
+    parts = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+    assert moved == {f"encoder.blocks.{layer}.mlp.{part}" for layer in (1, 3) for part in parts}
+    with pytest.raises(UserError, match="--layers 9 does not fit an encoder of 6 blocks"):
+        moce.train_experts(
+            small_runs.mae, small_runs.clusters, images=small_runs.images, out=controls.folder / "no", quiet=True,
+            gate="none", only_mlps=True, layers=(9,),
+        )  # fmt: skip
+    assert not (controls.folder / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -150,6 +165,7 @@ def test_pages_and_descriptions_know_the_controls(controls: Controls, tmp_path: 
             {"gate": "cluster", "only_clusters": (1,)},
             "--only-clusters trains the dense model: give --gate none",
         ),
+        ({"gate": "sdr", "only_mlps": True}, "--only-mlps trains the dense model: give --gate none, not sdr"),
     ],
 )
 def test_options_that_exclude_each_other(options: dict, words: str) -> None:

@@ -15,7 +15,7 @@ what is dispatched: a picture or a token), C choices per row (top-k).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -386,6 +386,15 @@ def batch_sums(
     return torch.stack([logits_NE.softmax(dim=1).sum(dim=0), expected_NE.sum(dim=0)])
 
 
+def require_blocks(layers: Sequence[int], depth: int) -> None:
+    """UserError for --layers that are not different blocks of an encoder of this depth."""
+    if not layers or len(set(layers)) != len(layers) or not all(0 <= layer < depth for layer in layers):
+        raise UserError(
+            f"--layers {','.join(map(str, layers))} does not fit an encoder of {depth} blocks: name different blocks "
+            f"from 0 to {depth - 1}."
+        )
+
+
 # The model
 
 
@@ -394,13 +403,7 @@ class ExpertAutoencoder(MaskedAutoencoder):
 
     def __init__(self, shape: AutoencoderShape, expert_shape: ExpertShape) -> None:
         super().__init__(shape)
-        depth = len(self.encoder.blocks)
-        wrong = [layer for layer in expert_shape.layers if not 0 <= layer < depth]
-        if wrong or not expert_shape.layers or len(set(expert_shape.layers)) != len(expert_shape.layers):
-            raise UserError(
-                f"--layers {','.join(map(str, expert_shape.layers))} does not fit an encoder of {depth} blocks: name "
-                f"different blocks from 0 to {depth - 1}."
-            )
+        require_blocks(expert_shape.layers, len(self.encoder.blocks))
         if expert_shape.top_k > expert_shape.num_experts:
             raise UserError(
                 f"--top-k {expert_shape.top_k} is more than --num-experts {expert_shape.num_experts}."

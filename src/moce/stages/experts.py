@@ -6,7 +6,8 @@
     gate sdr       SDR        loss = L_MAE + d * distillation, the whole net for a third of the updates, then sub-nets
 
 All start from the dense model and see the same pictures, crops and masks in the same order; but for `--only-clusters`,
-which trains on the pictures of some clusters alone, and as long as on all.
+which trains on the pictures of some clusters alone, and as long as on all. With `--only-mlps` nothing but the MLPs that
+would become experts is trained.
 """
 
 import dataclasses
@@ -275,8 +276,10 @@ def require_sense(config: ExpertsConfig) -> None:
         raise UserError(
             f"--shuffle-clusters is for --gate cluster, not {config.gate}: it shows what gates do without clusters."
         )
-    if config.only_clusters and config.gate != "none":
-        raise UserError(f"--only-clusters trains the dense model: give --gate none, not {config.gate}.")
+    for name in ("only_clusters", "only_mlps"):
+        if getattr(config, name) and config.gate != "none":
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} trains the dense model: give --gate none, not {config.gate}.")
     because = {
         "none": "trains no experts",
         "token": "has no imbalance loss and reads no cluster",

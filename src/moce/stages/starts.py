@@ -12,6 +12,8 @@ or is trained along with the gates (learned). So learned differs from random in 
 centroid in meaning alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -23,7 +25,14 @@ from moce.engine.randomness import normal
 from moce.errors import UserError
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
-from moce.model.experts import ClusterGate, ExpertAutoencoder, ExpertShape, imbalance_loss, importance_loss
+from moce.model.experts import (
+    ClusterGate,
+    ExpertAutoencoder,
+    ExpertShape,
+    imbalance_loss,
+    importance_loss,
+    require_blocks,
+)
 from moce.model.subnets import Groups, SubnetAutoencoder
 from moce.stages.balance import spherical_kmeans
 
@@ -35,7 +44,7 @@ def new_experts(dense: MaskedAutoencoder, assigner: Assigner, config: ExpertsCon
     if config.gate == "none":
         model = MaskedAutoencoder(dense.shape)
         model.load_state_dict(dense.state_dict())
-        return model
+        return only_mlps(model, config.layers) if config.only_mlps else model
     shape = ExpertShape(
         layers=tuple(sorted(config.layers)),
         num_experts=config.num_experts,
@@ -57,6 +66,15 @@ def new_experts(dense: MaskedAutoencoder, assigner: Assigner, config: ExpertsCon
         say(f"{shape.num_experts} groups of {int(sizes.min())} to {int(sizes.max())} clusters", config.quiet)
     elif isinstance(model.gate, ClusterGate):
         start_gates(model.gate, assigner, config)
+    return model
+
+
+def only_mlps(model: MaskedAutoencoder, layers: Sequence[int]) -> MaskedAutoencoder:
+    """The model with nothing to train but the MLPs of these blocks. UserError for a block that is not there."""
+    require_blocks(layers, len(model.encoder.blocks))
+    model.requires_grad_(False)
+    for layer in layers:
+        model.encoder.blocks[layer].mlp.requires_grad_(True)
     return model
 
 

@@ -17,6 +17,7 @@ from moce.model.weights import read_header, read_tensors
 from moce.stages.nearest import SHEET
 from moce.stages.patches import PATCHES_FILE
 from moce.study.inspect import CHOICE, Found, identify, read_metrics
+from moce.study.table import ORDER as METHODS
 from moce.study.table import distinct
 
 THUMBS, CLUSTERS, MODEL, ROUTING = (
@@ -25,7 +26,7 @@ THUMBS, CLUSTERS, MODEL, ROUTING = (
     "model.safetensors",
     "routing.json",
 )
-ORDER = ("MAE", "clusters", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
+ORDER = ("MAE", "clusters", *METHODS[1:])
 
 
 @dataclass

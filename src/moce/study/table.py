@@ -9,7 +9,10 @@ from scipy.stats import rankdata
 
 from moce.study.intervals import Interval, interval, of_sum
 
-ORDER = ("MAE", "MAE*", "data selection", "TokenMoE", "SDR", "random clusters", "MoCE")
+ORDER = (
+    "MAE", "MAE*", "MAE*, MLPs alone", "data selection", "data selection, MLPs alone",
+    "TokenMoE", "SDR", "random clusters", "MoCE",
+)  # fmt: skip
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
 SAME = (
     "model_fingerprint",
