@@ -161,7 +161,8 @@ def main() -> None:
         "pictures_of_group": group_N.bincount(minlength=len(sub_models)).tolist(),
         "loss": [[round(float(row[group_N == g].mean()), 5) for row in loss_SN] for g in present],
         "loss_of_others_by_group": {
-            path: [round(float(loss_N[group_N == g].mean()), 5) for g in present] for path, loss_N in other_N.items()
+            path: [round(float(loss_N[group_N == g].mean()), 5) for g in present]
+            for path, loss_N in other_N.items()
         },
         "loss_own": round(own, 5),
         "loss_of_other_sub_models": None if elsewhere is None else round(elsewhere, 5),
