@@ -4,7 +4,6 @@ Nothing here imports moce or torch: the shapes in moce's signatures are checked 
 pyproject.toml), which must be in place before the first `import moce`, and a test of the command line needs no torch.
 """
 
-import fcntl
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+from shared import made_once
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -189,21 +189,18 @@ class SmallRuns(NamedTuple):
 @pytest.fixture(scope="session")
 def small_runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
     """Every stage once, shared by all processes of a test session."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "small-runs"
-    folder.mkdir(exist_ok=True)
-    runs = SmallRuns(TOY, *(folder / name for name in ("mae", "clusters", "moce", "tokenmoe", "mae-star")))
-    with open(folder / ".building", "w") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # the first process builds, the others wait; a finished run is left alone
+
+    def make(folder: Path) -> None:
         import moce
 
-        moce.pretrain(images=TOY, out=runs.mae, preset="debug", quiet=True)
-        moce.cluster(runs.mae, images=TOY, out=runs.clusters, quiet=True)
-        for gate, out in {"cluster": runs.moce, "token": runs.token_moce, "none": runs.mae_star}.items():
-            moce.train_experts(runs.mae, runs.clusters, images=TOY, gate=gate, out=out, quiet=True)
-    return runs
+        mae, clusters = folder / "mae", folder / "clusters"
+        moce.pretrain(images=TOY, out=mae, preset="debug", quiet=True)
+        moce.cluster(mae, images=TOY, out=clusters, quiet=True)
+        for name, gate in {"moce": "cluster", "tokenmoe": "token", "mae-star": "none"}.items():
+            moce.train_experts(mae, clusters, images=TOY, gate=gate, out=folder / name, quiet=True)
+
+    folder = made_once(tmp_path_factory, "small-runs", make)
+    return SmallRuns(TOY, *(folder / name for name in ("mae", "clusters", "moce", "tokenmoe", "mae-star")))
 
 
 @pytest.fixture

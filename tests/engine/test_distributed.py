@@ -1,8 +1,6 @@
 """One run by two processes: the same as by one, written once, and ended together. Real processes, gloo."""
 
-import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from same_numbers import assert_same_numbers, lines, weights
+from shared import made_once
 from started import start_both
 from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
 
@@ -33,25 +32,23 @@ class Two(NamedTuple):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     """Both kinds of runs once, shared by all processes of a test session."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "distributed"
-    one, two, ended = folder / "one", folder / "two", folder / "ended.json"
-    two.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".building", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process builds, the others wait
-        if not ended.is_file():
-            moce.pretrain(out=one / "mae", **OPTIONS)
-            moce.cluster(
-                one / "mae", images=TOY, out=one / "clusters", num_workers=0, device="cpu", quiet=True
-            )
-            for name, options in EXPERTS.items():
-                moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
-            both = start_both(WORKER, one, two, cwd=two)
-            said = [process.communicate(timeout=250)[1] for process in both]
-            assert (two / "rank-0.json").is_file() and (two / "rank-1.json").is_file(), said
-            ended.write_text(json.dumps([[process.returncode for process in both], said]))
+
+    def make(folder: Path) -> None:
+        one, two = folder / "one", folder / "two"
+        two.mkdir(exist_ok=True)
+        moce.pretrain(out=one / "mae", **OPTIONS)
+        moce.cluster(one / "mae", images=TOY, out=one / "clusters", num_workers=0, device="cpu", quiet=True)
+        for name, options in EXPERTS.items():
+            moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
+        both = start_both(WORKER, one, two, cwd=two)
+        said = [process.communicate(timeout=250)[1] for process in both]
+        assert (two / "rank-0.json").is_file() and (two / "rank-1.json").is_file(), said
+        (folder / "ended.json").write_text(json.dumps([[process.returncode for process in both], said]))
+
+    folder = made_once(tmp_path_factory, "distributed", make)
+    one, two = folder / "one", folder / "two"
     seen = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    return Two(one, two, seen, *json.loads(ended.read_text()))
+    return Two(one, two, seen, *json.loads((folder / "ended.json").read_text()))
 
 
 @pytest.mark.parametrize("name", ["mae", *EXPERTS])

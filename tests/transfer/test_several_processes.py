@@ -11,6 +11,7 @@ from drawn_ade import write_ade
 from drawn_coco import draw_set
 from safetensors.numpy import load_file
 from same_numbers import lines
+from shared import made_once
 from started import start_both
 from two_evaluations import PROBES
 
@@ -26,9 +27,13 @@ COMMON = {"num_workers": 0, "device": "cpu", "precision": "fp32", "quiet": True}
 @pytest.fixture(scope="module")
 def evaluations(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Options by name."""
-    sets = tmp_path_factory.mktemp("sets")
-    boxes = str(draw_set(sets / "boxes", num_train=6, num_val=3))
-    masks = str(write_ade(sets / "masks", num_train=6, num_test=1))  # so that one process has nothing to test
+
+    def draw(folder: Path) -> None:
+        draw_set(folder / "boxes", num_train=6, num_val=3)
+        write_ade(folder / "masks", num_train=6, num_test=1)  # so that one process has nothing to test
+
+    sets = made_once(tmp_path_factory, "several-sets", draw)
+    boxes, masks = str(sets / "boxes"), str(sets / "masks")
     moe, token = str(small_runs.moce), str(small_runs.token_moce)
     wanted = {
         "vote": {"model": moe, "protocol": "knn,linear", **PLANTS},
@@ -59,34 +64,36 @@ def evaluations(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="module")
 def one(evaluations: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which one process has done them."""
-    folder = tmp_path_factory.mktemp("one")
-    for name, options in evaluations.items():
-        place = {} if options["protocol"] in PROBES else {"out": folder / name}
-        (folder / f"{name}.json").write_text(json.dumps(moce.evaluate(**options, **place)))
-    return folder
+
+    def make(folder: Path) -> None:
+        for name, options in evaluations.items():
+            place = {} if options["protocol"] in PROBES else {"out": folder / name}
+            (folder / f"{name}.json").write_text(json.dumps(moce.evaluate(**options, **place)))
+
+    return made_once(tmp_path_factory, "several-one", make)
 
 
 @pytest.fixture(scope="module")
 def two(one: Path, evaluations: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have done them."""
-    folder = tmp_path_factory.mktemp("two")
-    for name, weights in {
-        "detect": "detector",
-        "segment": "segmenter",
-    }.items():  # trained, and not yet tested
-        (folder / f"{name}-tested").mkdir()
-        for file in ("config.json", "training.json", f"{weights}.safetensors"):
-            shutil.copy(one / name / file, folder / f"{name}-tested")
-    wanted = {**evaluations, **{f"{name}-tested": evaluations[name] for name in ("detect", "segment")}}
-    (folder / "evaluations.json").write_text(json.dumps(wanted))
-    both = start_both(WORKER, folder / "evaluations.json", folder, cwd=folder)
-    try:
-        said = [process.communicate(timeout=250)[1] for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], said
-    return folder
+
+    def make(folder: Path) -> None:
+        # Trained, and not yet tested.
+        for name, weights in {"detect": "detector", "segment": "segmenter"}.items():
+            (folder / f"{name}-tested").mkdir()
+            for file in ("config.json", "training.json", f"{weights}.safetensors"):
+                shutil.copy(one / name / file, folder / f"{name}-tested")
+        wanted = {**evaluations, **{f"{name}-tested": evaluations[name] for name in ("detect", "segment")}}
+        (folder / "evaluations.json").write_text(json.dumps(wanted))
+        both = start_both(WORKER, folder / "evaluations.json", folder, cwd=folder)
+        try:
+            said = [process.communicate(timeout=250)[1] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        assert [process.returncode for process in both] == [0, 0], said
+
+    return made_once(tmp_path_factory, "several-two", make)
 
 
 def seen(two: Path, rank: int = 0) -> dict[str, Any]:
