@@ -29,7 +29,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from moce.config import ClusterConfig, PretrainConfig, resolve
+from moce.config import ClusterConfig, PretrainConfig
 from moce.engine.devices import num_workers_of
 from moce.engine.runs import source_commit
 from moce.images.reading import forget
@@ -37,6 +37,7 @@ from moce.images.sources import Source, open_images
 from moce.images.tarindex import SETTLED
 from moce.stages.features import look_at_all
 from moce.stages.pretrain import new_model
+from moce.verbs import resolve
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 SHARD = 500  # pictures in a tar and in a row group

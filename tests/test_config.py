@@ -8,10 +8,11 @@ import pytest
 
 import moce
 from moce.__main__ import parse
-from moce.config import CONFIGS, ExpertsConfig, PretrainConfig, resolve
+from moce.config import CONFIGS, ExpertsConfig, PretrainConfig
 from moce.errors import UserError
 from moce.options import changed_method_options
 from moce.presets import PRESETS
+from moce.verbs import resolve
 
 
 def test_an_empty_name_is_no_name() -> None:

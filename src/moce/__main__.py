@@ -18,6 +18,7 @@ from moce import VERBS, __version__, config, presets
 from moce.engine import launch
 from moce.errors import ProcessLost, UserError, did_you_mean, require_there
 from moce.options import Size, kind_of, spelled
+from moce.verbs import resolve
 
 LATER = ("export", "explore")
 
@@ -51,7 +52,7 @@ def verb_parser(verb: str) -> Parser:
                 help=text,
             )
         else:
-            # Values stay text here: config.resolve converts them, so Python and the command line complain alike.
+            # Values stay text here: resolve converts them, so Python and the command line complain alike.
             choices = typing.get_args(element)
             name = "N|HxW" if element == Size else "|".join(choices) or element.__name__.upper()
             parser.add_argument(spelled(field), help=text, metavar=name, default=None)
@@ -105,7 +106,7 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 def run(arguments: list[str]) -> None:
     """Run one command; raises what goes wrong."""
     verb, options = parse(arguments)
-    resolved = config.resolve(config.CONFIGS[verb], options)
+    resolved = resolve(config.CONFIGS[verb], options)
     if images := getattr(resolved, "images", None):
         require_there(images)  # at once, and not after the seconds that torch takes to import
     several = isinstance(resolved, config.Distributed)

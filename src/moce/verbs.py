@@ -1,15 +1,56 @@
-"""A verb: what stands between a stage and those who call it, the command line and `import moce`."""
+"""A verb: what stands between a stage and those who call it, the command line and `import moce`.
+
+Options that were given become a config here, with those of the preset; the public function is made from both.
+"""
 
 import dataclasses
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from moce.config import Distributed, resolve
+from moce.config import Distributed, EvaluateConfig
 from moce.engine import launch
-from moce.errors import UserError
+from moce.errors import UserError, did_you_mean
+from moce.options import checked, spelled
+from moce.presets import evaluation_options, preset_options
+
+
+def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
+    """The config of a verb: options given, else the preset's, else the defaults of the fields.
+
+    Raises UserError for an unknown option, a value that does not fit, or a missing one.
+    """
+    known = {f.name: f for f in fields(config_class)}
+    for name in given_options:
+        if name not in known:
+            raise UserError(f"There is no option '{name}' here.{did_you_mean(name, known)}")
+    options = dict(given_options)
+    if config_class is EvaluateConfig:
+        protocol = str(options.get("protocol", known["protocol"].default))
+        options = {**evaluation_options(protocol, options.get("preset")), **options}
+    elif "preset" in known:
+        preset = options.get("preset", known["preset"].default) or inherited_preset(options)
+        options["preset"] = preset
+        options = {**preset_options(config_class, preset), **options}
+    missing = [n for n, f in known.items() if n not in options and f.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{', '.join(spelled(known[n]) for n in missing)} must be given.")
+    return config_class(**{n: checked(v, known[n], config_class) for n, v in options.items()})
+
+
+def inherited_preset(options: dict[str, Any]) -> str:
+    """The preset of the dense run that a later stage builds on, so that a recipe is named once."""
+    for name in ("mae", "enc"):
+        if name in options:
+            try:
+                return json.loads((Path(options[name]) / "config.json").read_text())["options"]["preset"]
+            except (OSError, ValueError, KeyError, TypeError):
+                break  # the stage itself says what is wrong with that folder
+    return "tiny-imagenet"
 
 
 def refuse_devices(config: Any) -> None:

@@ -73,7 +73,8 @@ def test_a_missing_login_is_one_sentence(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_without_the_package_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moce.config import PretrainConfig, resolve
+    from moce.config import PretrainConfig
+    from moce.verbs import resolve
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     out = tmp_path / "run"

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from moce.config import CustomizeConfig, PretrainConfig, resolve
+from moce.config import CustomizeConfig, PretrainConfig
 from moce.engine.files import read_json, require_space, sha256_of, write_json, write_whole
 from moce.engine.runs import open_run, read_run
 from moce.errors import UserError
+from moce.verbs import resolve
 
 
 def config(out: Path, **options: object) -> PretrainConfig:

@@ -10,11 +10,12 @@ import timm
 import torch
 
 import moce
-from moce.config import ExpertsConfig, resolve
+from moce.config import ExpertsConfig
 from moce.errors import UserError
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
 from moce.stages.experts import distill_share, require_sense
+from moce.verbs import resolve
 
 TASK = "toyworld://letters?split=train&num=48&size=32"
 CONTROLS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moce.config import ExpertsConfig, resolve
+from moce.config import ExpertsConfig
 from moce.images.loader import Batch
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder, ExpertShape, importance_loss
@@ -15,6 +15,7 @@ from moce.model.weights import load_model
 from moce.stages import feed
 from moce.stages.experts import ExpertsObjective, LabelledBatch
 from moce.stages.starts import fit_gates
+from moce.verbs import resolve
 
 SHAPE = AutoencoderShape(
     "test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2, mask_ratio=0.5

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from moce.config import PretrainConfig, resolve
+from moce.config import PretrainConfig
 from moce.images.loader import survey
 from moce.images.sources import open_images
 from moce.stages.feed import Feed, open_feed
+from moce.verbs import resolve
 
 
 def feed(device: str, **options: int) -> Feed:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moce.config import ExpertsConfig, resolve
+from moce.config import ExpertsConfig
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD
 from moce.images.loader import survey
@@ -14,6 +14,7 @@ from moce.model.assigner import Assigner
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.stages.feed import open_feed
 from moce.stages.membership import Clusters
+from moce.verbs import resolve
 
 FOUND = torch.tensor([0, 0, 0, 1, 1, 2, -1, 2, 3, 1] * 5)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moce.config import ExpertsConfig, resolve
+from moce.config import ExpertsConfig
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD
 from moce.model.assigner import Assigner
@@ -14,6 +14,7 @@ from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model, save_model
 from moce.stages.starts import new_experts
+from moce.verbs import resolve
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import moce
-from moce.config import ClusterConfig, ExpertsConfig, StudyConfig, resolve
+from moce.config import ClusterConfig, ExpertsConfig, StudyConfig
 from moce.errors import UserError
 from moce.study import ablate
 from moce.study.factors import BUILT_IN, Base, factors_of
@@ -17,6 +17,7 @@ from moce.study.pairs import CHANCE
 from moce.study.plan import Plan
 from moce.study.report import environment
 from moce.study.settings import read_settings
+from moce.verbs import resolve
 
 SMALL = """
 images = "toyworld://all?split=train&size=32&num=216"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import moce
-from moce.config import StudyConfig, resolve
+from moce.config import StudyConfig
 from moce.engine.files import held
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
@@ -21,6 +21,7 @@ from moce.study.bench.costs import costs_of
 from moce.study.bench.timing import Variant
 from moce.study.budget import Budget, Spent
 from moce.study.efficiency_tables import cost_tables, markdown
+from moce.verbs import resolve
 
 IMAGES = 2
 SHAPE = AutoencoderShape("test_vit", (32, 32), (8, 8), decoder_depth=1, decoder_width=16, decoder_heads=2)

@@ -8,13 +8,14 @@ from xml.etree import ElementTree
 import pytest
 
 import moce
-from moce.config import StudyConfig, resolve
+from moce.config import StudyConfig
 from moce.errors import UserError
 from moce.study import negative_transfer
 from moce.study.plan import Plan
 from moce.study.settings import read_settings
 from moce.study.summary import Measured
 from moce.study.transfer_tables import halves_tables, verdict
+from moce.verbs import resolve
 
 SMALL = """
 images = "toyworld://all?split=train&size=32&num=216"

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 import moce
-from moce.config import StudyConfig, resolve
+from moce.config import StudyConfig
 from moce.errors import UserError
 from moce.study.cells import Cells
 from moce.study.compare import SMALL
 from moce.study.plan import Stage
 from moce.study.settings import arms_of, plan_of, read_settings
+from moce.verbs import resolve
 
 ARM = '[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }\n'
 GIVEN = 'images = "x"\ntasks = ["a"]\n'

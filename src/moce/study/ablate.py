@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 
-from moce.config import ClusterConfig, ExpertsConfig, PretrainConfig, StudyConfig, resolve
+from moce.config import ClusterConfig, ExpertsConfig, PretrainConfig, StudyConfig
 from moce.engine.runs import read_run
 from moce.errors import UserError
 from moce.model.autoencoder import encoder_architecture
@@ -36,6 +36,7 @@ from moce.study.settings import (
     seeds_of,
 )
 from moce.study.transfer_tables import factor_tables
+from moce.verbs import resolve
 
 BASE = "base"
 OWN_KEYS = {
@@ -111,8 +112,7 @@ def require_level(settings: Settings, level: Level) -> None:
     require_options(settings, "cluster", {**settings.content.get("cluster", {}), **level.cluster}, level.name)
     require_options(settings, "experts", {**settings.content.get("experts", {}), **level.experts}, level.name)
     if level.strategy is not None:
-        num_clusters = 10**9  # which cluster:K there are is known when they are made
-        require_strategy(level.strategy, num_clusters, (*STRATEGIES, "oracle"))
+        require_strategy(level.strategy, None, (*STRATEGIES, "oracle"))
 
 
 def clusters_of(settings: Settings, out: Path, dense: Stage, base: Stage, level: Level, seed: int) -> Stage:

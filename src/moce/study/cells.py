@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moce.config import CONFIGS, EvaluateConfig, resolve
+from moce.config import CONFIGS, EvaluateConfig
 from moce.engine.files import held, read_json, write_json
 from moce.engine.runs import RESULT, read_run
 from moce.errors import Busy, UserError
@@ -26,6 +26,7 @@ from moce.options import changed_method_options
 from moce.study.plan import CLASSIFYING, Cell, Plan, Stage
 from moce.study.selection import read_selection, selection_file, vote
 from moce.study.table import is_evaluation
+from moce.verbs import resolve
 
 SPLITS = ("train", "val", "test")
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from moce.config import BenchConfig, StudyConfig, resolve
+from moce.config import BenchConfig, StudyConfig
 from moce.engine.devices import pick_device
 from moce.engine.files import held, read_json, write_json, write_whole
 from moce.engine.progress import say
@@ -44,6 +44,7 @@ from moce.study.cells import fingerprints
 from moce.study.efficiency_tables import cost_tables, markdown
 from moce.study.outcome import prepare
 from moce.study.settings import read_toml
+from moce.verbs import resolve
 
 PARTS = ("training", "inference", "search")
 

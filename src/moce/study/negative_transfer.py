@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moce.config import PretrainConfig, StudyConfig, resolve
+from moce.config import PretrainConfig, StudyConfig
 from moce.engine.files import write_whole
 from moce.engine.progress import say
 from moce.errors import UserError, did_you_mean
@@ -31,6 +31,7 @@ from moce.study.runner import Progress
 from moce.study.settings import KEYS, TEXT, TEXTS, Settings, listed, plan_with, read_settings, seeds_of
 from moce.study.summary import Measured
 from moce.study.transfer_tables import halves_chart, halves_tables, verdict
+from moce.verbs import resolve
 
 ALL = "all"
 EQUAL = ("updates", "epochs")

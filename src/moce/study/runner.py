@@ -173,9 +173,7 @@ class Worker:
     config: StudyConfig
     budget: Budget
     busy: set[str] = field(default_factory=set)  # runs that another process works in
-    failed: dict[str, str] = field(
-        default_factory=dict
-    )  # runs and cells that their verb refused: what it said
+    failed: dict[str, str] = field(default_factory=dict)  # as in Progress
     done: set[str] = field(default_factory=set)
 
     def measure(self, cell: Cell, number: str) -> None:

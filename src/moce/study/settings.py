@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from moce.config import ClusterConfig, EvaluateConfig, ExpertsConfig, PretrainConfig, StudyConfig, resolve
+from moce.config import ClusterConfig, EvaluateConfig, ExpertsConfig, PretrainConfig, StudyConfig
 from moce.errors import UserError, did_you_mean
 from moce.study.plan import Arm, Plan, Stage, slug, task_name
 from moce.study.selection import selected_options, selecting_arm
+from moce.verbs import resolve
 
 TEXT, TEXTS, NUMBERS, TABLE, TABLES = (
     "a text",
@@ -231,10 +232,8 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds:
     arms: list[Arm] = []
     selecting: dict[str, tuple[str, str]] = {}  # by the arm's name
     folders = shared_folders(settings.content["arms"])
-    of_one = [
-        *settings.content.get("seeds", [])[:1],
-        *seeds,
-    ]  # the first seed of all is that of what has none
+    # What needs no seed is measured with the first of all.
+    of_one = [*settings.content.get("seeds", [])[:1], *seeds]
     for number, given in enumerate(settings.content["arms"]):
         where = f"{settings.where} [[arms]] {number + 1}"
         require_keys(given, ARM_KEYS, where)
@@ -294,9 +293,7 @@ def require_choice(settings: Settings, arm: Mapping[str, Any], where: str) -> No
     from moce.stages.customize import STRATEGIES, require_strategy  # torch
 
     try:
-        require_strategy(
-            strategy, 10**9, (*STRATEGIES, "oracle")
-        )  # how many clusters there are is not known yet
+        require_strategy(strategy, None, (*STRATEGIES, "oracle"))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     options = arm.get("options", {})

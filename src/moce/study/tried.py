@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from moce.config import CONFIGS, resolve
+from moce.config import CONFIGS
 from moce.engine.files import locked, sha256_of, write_whole
 from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
@@ -23,6 +23,7 @@ from moce.study.cells import SPLITS
 from moce.study.plan import Arm, Plan, Stage, task_name
 from moce.study.runner import Progress
 from moce.study.summary import corpus
+from moce.verbs import resolve
 
 COLUMNS = (
     "date", "commit", "study", "corpus", "arm", "options", "strategy", "seed", "protocol", "tasks", "val_score", "test",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moce.config import ClusterConfig, resolve
+from moce.config import ClusterConfig
 from moce.errors import UserError
 from moce.images.normalise import IMAGENET
 from moce.images.reading import forget
@@ -23,6 +23,7 @@ from moce.stages.features import ON_DISK_FROM, embed_in_place, look_at_all, room
 from moce.stages.pretrain import pretrain
 from moce.study.bench.settings import WIDTH, Setting
 from moce.study.bench.timing import Call, Variant, wait_for
+from moce.verbs import resolve
 
 PATTERNS_PER_CLUSTER = 4  # synthetic features are noise around so many points for each cluster
 CHUNK = 16_384

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from moce.config import EvaluateConfig, resolve
+from moce.config import EvaluateConfig
 from moce.engine.files import read_json
 from moce.images.loader import survey
 from moce.images.tasks import Task, open_tasks
@@ -25,6 +25,7 @@ from moce.transfer.evaluate import encoder_for
 from moce.transfer.pictures import BATCH
 from moce.transfer.probe import INVERSE_L2, fitting_seconds
 from moce.transfer.submodels import forget_tasks
+from moce.verbs import resolve
 
 # What `moce evaluate` is asked for; the oracle alone depends on the protocol.
 PROTOCOLS = {"vote": "knn", "per-layer": "knn", "knn": "knn", "oracle": "linear"}

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from moce.config import BenchConfig, ExpertsConfig, PretrainConfig, resolve
+from moce.config import BenchConfig, ExpertsConfig, PretrainConfig
 from moce.engine.devices import multiplies_in_bf16, num_workers_of
 from moce.images.augment import centre_crop
 from moce.images.shrink import jpeg
 from moce.images.sources import open_images
 from moce.presets import PRESETS
+from moce.verbs import resolve
 
 PRESET = {"vit-ti/8": "tiny-imagenet", "vit-b/16": "paper-vit-b"}
 WIDTH = {"vit-ti/8": 192, "vit-b/16": 768}  # of features

@@ -1,0 +1,40 @@
+"""The script that lays the loss of one training beside another's, on the small runs."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from moce.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "losses.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("losses", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_parts_are_compared_by_the_steps_that_both_logged(script: ModuleType) -> None:
+    own, other = {1: 2.0, 2: 4.0, 3: 3.0, 9: 7.0}, {1: 1.0, 2: 3.0, 3: 3.0, 4: 3.0}
+    assert script.larger(own, other, 2) == [100.0, pytest.approx(16.667)]
+    with pytest.raises(UserError, match="logged 3 steps in common, fewer than --parts 4"):
+        script.larger(own, other, 4)
+
+
+def test_it_reads_runs_and_writes_down_what_it_found(
+    script: ModuleType, small_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other, out = str(small_runs.moce), str(small_runs.mae_star), tmp_path / "losses.json"
+    words = ["losses.py", own, other, "--against", other, "--parts", "2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    script.main()
+    found = json.loads(out.read_text())
+    first, second = (row["larger_by_percent"] for row in found["rows"])
+    assert found["against"] == other and second == [0.0, 0.0] and any(first)
