@@ -149,7 +149,13 @@ class ClusterConfig(Distributed):
     )
 
 
-GATE_OPTIONS = ("expert_lr", "gate_noise", "gate_lr", "output_scale")  # of any gate that learns
+GATE_OPTIONS = (
+    "expert_lr",
+    "shared_gradient",
+    "gate_noise",
+    "gate_lr",
+    "output_scale",
+)  # of any gate that learns
 CLUSTER_GATE_OPTIONS = ("imbalance", "gate_start", "embedding")  # of one that reads clusters
 
 
@@ -184,6 +190,13 @@ class ExpertsConfig(Training):
         "factor of the learning rate of the experts' weights: each sees a part of the pictures only (1 M; 0.5 is the "
         "square root of a quarter)",
         above=0,
+    )
+    shared_gradient: float = method(
+        0.0,
+        "how much each expert also learns from the pictures of the others: 0, nothing (the paper's; L); 1, as much as "
+        "from its own, so that all stay the same, as in MAE* (ours)",
+        at_least=0,
+        at_most=1,
     )
     gate_noise: float = method(
         1.0, "standard deviation of the noise on the gate's logits, times 1/experts (C, L)", at_least=0

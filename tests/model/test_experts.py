@@ -98,6 +98,40 @@ def test_an_expert_without_rows_has_a_zero_gradient(dispatch) -> None:
         assert parameter.grad[1].abs().sum() == 0 and parameter.grad[3].abs().sum() == 0
 
 
+@pytest.mark.parametrize("dispatch", [dispatch_loop, dispatch_sorted, dispatch_grouped])
+def test_gradients_are_shared_as_asked(dispatch) -> None:
+    rows, expert_N = torch.randn(6, 2, 8), torch.tensor([0, 2, 2, 0, 0, 3])
+    grads, outs = {}, {}
+    for share in (0.0, 0.25, 1.0):
+        experts = different_experts()
+        experts.shared_gradient = share
+        outs[share] = dispatch(experts, rows, expert_N)
+        outs[share].square().sum().backward()
+        grads[share] = [p.grad for p in experts.parameters()]
+    assert torch.equal(outs[0.0], outs[0.25]) and torch.equal(outs[0.0], outs[1.0])
+    for own, quarter, whole in zip(*grads.values(), strict=True):
+        assert own[1].abs().sum() == 0  # it had no rows, and learns all the same
+        assert torch.allclose(quarter[1], 0.25 * (own[0] + own[2] + own[3]), rtol=1e-5, atol=1e-5)
+        assert torch.allclose(quarter[0], own[0] + 0.25 * (own[2] + own[3]), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(whole, own.sum(dim=0).expand_as(own), rtol=1e-5, atol=1e-5)
+
+
+def test_experts_that_share_all_learn_what_one_mlp_would(dense: MaskedAutoencoder) -> None:
+    images, noise = torch.randn(6, 3, 32, 32), torch.rand(6, 16)
+    model = ExpertAutoencoder.from_dense(dense, expert_shape())
+    model.share_gradient(1.0)
+    labels = torch.arange(6)
+    copy = MaskedAutoencoder(SHAPE)
+    copy.load_state_dict(dense.state_dict())
+    model(images, noise, model.router(labels)).loss.backward()
+    copy(images, noise).loss.backward()
+    for layer in (1, 3):
+        routed, plain = model.encoder.blocks[layer].mlp, copy.encoder.blocks[layer].mlp
+        for e in range(4):
+            assert torch.allclose(routed.w1_EDF.grad[e].T, plain.fc1.weight.grad, rtol=1e-3, atol=1e-6)
+            assert torch.allclose(routed.w2_EFD.grad[e].T, plain.fc2.weight.grad, rtol=1e-3, atol=1e-6)
+
+
 def test_a_row_goes_through_its_own_expert() -> None:
     experts, rows = different_experts(), torch.randn(3, 2, 8)
     choice = Choice(torch.tensor([[2], [0], [3]]), torch.tensor([[1.0], [1.0], [0.5]]))

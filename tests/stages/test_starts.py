@@ -108,6 +108,14 @@ def test_rows_reach_their_experts_as_asked(
     assert {model.encoder.blocks[layer].mlp.dispatch for layer in model.expert_shape.layers} == {dispatch}
 
 
+@pytest.mark.parametrize("gate", ["cluster", "token"])
+def test_experts_share_gradients_as_asked(dense: MaskedAutoencoder, assigner: Assigner, gate: str) -> None:
+    for share in (0.0, 0.3):
+        model = started(dense, assigner, gate=gate, shared_gradient=share, gate_start="random")
+        shares = {model.encoder.blocks[layer].mlp.shared_gradient for layer in model.expert_shape.layers}
+        assert shares == {share}
+
+
 @pytest.mark.parametrize("options", [{"gate": "sdr"}, {"gate_start": "super-centroids"}])
 def test_more_groups_than_clusters_are_refused(
     dense: MaskedAutoencoder, assigner: Assigner, options: dict[str, str]

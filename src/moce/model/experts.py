@@ -80,13 +80,43 @@ def choose(
 # Experts and their dispatchers
 
 
+class Shared(torch.autograd.Function):
+    """Stacked weights as they are; each expert's gradient is its own and a share of the others'."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_E: Tensor, share: float) -> Tensor:
+        """[experts, ...] to the same."""
+        ctx.share = share
+        return weight_E.view_as(weight_E)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Own + share * sum of the others'; nothing for the share."""
+        (grad,) = grads
+        return (1 - ctx.share) * grad + ctx.share * grad.sum(dim=0, keepdim=True), None
+
+
+class ExpertWeights(NamedTuple):
+    """What the experts compute with."""
+
+    w1_EDF: Tensor
+    b1_EF: Tensor
+    w2_EFD: Tensor
+    b2_ED: Tensor
+
+
 class ExpertMLPs(nn.Module):
-    """E parallel MLPs with stacked weights, each D -> F -> D with GELU, as timm's Mlp."""
+    """E parallel MLPs with stacked weights, each D -> F -> D with GELU, as timm's Mlp.
+
+    `shared_gradient` s: of what the others learn each expert learns s times as much. 0: from its own rows alone.
+    1: all learn the same, so that copies stay copies, as if there were one MLP for all rows.
+    """
 
     def __init__(self, num_experts: int, width: int, hidden: int) -> None:
         super().__init__()
         self.num_experts, self.hidden = num_experts, hidden
         self.dispatch: Dispatch = "sorted"
+        self.shared_gradient = 0.0
         self.w1_EDF = nn.Parameter(torch.empty(num_experts, width, hidden))
         self.b1_EF = nn.Parameter(torch.empty(num_experts, hidden))
         self.w2_EFD = nn.Parameter(torch.empty(num_experts, hidden, width))
@@ -99,6 +129,13 @@ class ExpertMLPs(nn.Module):
         self.b1_EF.copy_(mlp.fc1.bias.expand_as(self.b1_EF))
         self.w2_EFD.copy_(mlp.fc2.weight.T.expand_as(self.w2_EFD))
         self.b2_ED.copy_(mlp.fc2.bias.expand_as(self.b2_ED))
+
+    def weights(self) -> ExpertWeights:
+        """The weights for a pass, through which gradients are shared."""
+        own = ExpertWeights(self.w1_EDF, self.b1_EF, self.w2_EFD, self.b2_ED)
+        if not self.shared_gradient:
+            return own
+        return ExpertWeights(*(Shared.apply(weight, self.shared_gradient) for weight in own))
 
     def expert(self, index: int, scale: float = 1.0) -> dict[str, Tensor]:
         """One expert as the state of a timm Mlp, its output multiplied by `scale`."""
@@ -127,10 +164,10 @@ def dispatch_loop(
 ) -> Float[Tensor, "rows tokens width"]:
     """The reference: every expert on every row, keeping the row's own."""
     out = torch.zeros_like(rows_NTD)
-    for e in range(experts.num_experts):
-        hidden = F.gelu(rows_NTD @ experts.w1_EDF[e] + experts.b1_EF[e])
+    for e, (w1, b1, w2, b2) in enumerate(zip(*experts.weights(), strict=True)):
+        hidden = F.gelu(rows_NTD @ w1 + b1)
         own = (expert_N == e)[:, None, None]
-        out = out + torch.where(own, hidden @ experts.w2_EFD[e] + experts.b2_ED[e], 0.0)
+        out = out + torch.where(own, hidden @ w2 + b2, 0.0)
     return out
 
 
@@ -206,13 +243,7 @@ def dispatch_sorted(
     layout = layout_of(expert_N.repeat_interleave(tokens), experts.num_experts)
     shares = layout.share_E.tolist()
     placed = Brought.apply(rows_NTD.reshape(-1, width), layout.taken(sum(shares)), layout.place_R)
-    weights = zip(
-        experts.w1_EDF.unbind(),
-        experts.b1_EF.unbind(),
-        experts.w2_EFD.unbind(),
-        experts.b2_ED.unbind(),
-        strict=True,
-    )
+    weights = zip(*(weight.unbind() for weight in experts.weights()), strict=True)
     outs = [
         torch.addmm(b2, F.gelu(torch.addmm(b1, share, w1)), w2)
         for share, (w1, b1, w2, b2) in zip(placed.split(shares), weights, strict=True)
@@ -247,8 +278,9 @@ def dispatch_grouped(
         return F.grouped_mm(x_PI, weight_EIO.to(dtype), offs=end_E) + own_PE @ bias_EO.to(dtype)
 
     placed = Brought.apply(rows_NTD.reshape(-1, width).to(dtype), layout.taken(num_places), layout.place_R)
-    hidden = F.gelu(linear(placed, experts.w1_EDF, experts.b1_EF))
-    out = linear(hidden, experts.w2_EFD, experts.b2_ED)
+    weights = experts.weights()
+    hidden = F.gelu(linear(placed, weights.w1_EDF, weights.b1_EF))
+    out = linear(hidden, weights.w2_EFD, weights.b2_ED)
     return Returned.apply(out, layout.place_R).reshape(rows_NTD.shape)
 
 
@@ -452,3 +484,8 @@ class ExpertAutoencoder(MaskedAutoencoder):
         """Choose how rows reach their experts."""
         for layer in self.expert_shape.layers:
             self.encoder.blocks[layer].mlp.dispatch = dispatch
+
+    def share_gradient(self, share: float) -> None:
+        """Choose how much of what the others learn each expert learns too, from 0 to 1 (see `ExpertMLPs`)."""
+        for layer in self.expert_shape.layers:
+            self.encoder.blocks[layer].mlp.shared_gradient = share

@@ -66,6 +66,8 @@ def new_experts(dense: MaskedAutoencoder, assigner: Assigner, config: ExpertsCon
         say(f"{shape.num_experts} groups of {int(sizes.min())} to {int(sizes.max())} clusters", config.quiet)
     elif isinstance(model.gate, ClusterGate):
         start_gates(model.gate, assigner, config)
+    if config.gate != "sdr":
+        model.share_gradient(config.shared_gradient)
     return model
 
 

@@ -96,6 +96,10 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
     "clusters": ("clusters", times("num_clusters", 0.25, 0.5, 2)),
     "layers": ("blocks whose MLP becomes experts", other_layers),
     "expert rate": ("factor of the experts' learning rate", times("expert_lr", 0.5)),
+    "shared gradient": (
+        "how much each expert also learns from the others' pictures",
+        values("shared_gradient", (0.25, 0.5)),
+    ),
     "balance": ("weight of the balance over experts", times("balance", 0, 10)),
     "imbalance": ("weight of the loss that makes a cluster's choice sharp", times("imbalance", 0, 10)),
     "distillation": (
