@@ -9,28 +9,45 @@ import argparse
 import json
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
 from moce.errors import UserError
 
+SAME = ("seed", "batch_size", "epochs", "steps", "order", "min_crop", "flip", "only_clusters")
 
-def losses(run: str) -> dict[int, float]:
-    """The logged reconstruction loss by step."""
-    read_run(run, "train-experts").result()
-    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
+
+def losses(run: str, like: str) -> dict[int, float]:
+    """The logged reconstruction loss by step. UserError for a run that saw other pictures than `like`."""
+    own, other = (read_run(path, "train-experts") for path in (run, like))
+    own.result()
+    for what, name, a, b in [
+        *(
+            ("input", name, own.inputs.get(name), other.inputs.get(name))
+            for name in ("images", "dense model")
+        ),
+        *(("option", name, own.config.get(name), other.config.get(name)) for name in SAME),
+    ]:
+        if a != b:
+            raise UserError(
+                f"{run} and {like} differ in the {what} '{name}' ({a} and {b}), so they did not see the same."
+            )
+    lines = (own.path / "metrics.jsonl").read_text().splitlines()
     return {line["step"]: line["reconstruction"] for line in map(json.loads, lines)}
 
 
 def larger(own: dict[int, float], other: dict[int, float], parts: int) -> list[float]:
     """Per cent by which the mean loss of each part is larger than the other's."""
     steps = sorted(own.keys() & other.keys())
+    if parts < 1:
+        raise UserError(f"--parts must be at least 1, not {parts}.")
     if len(steps) < parts:
         raise UserError(f"The runs logged {len(steps)} steps in common, fewer than --parts {parts}.")
     cuts = [len(steps) * i // parts for i in range(parts + 1)]
     of = [steps[a:b] for a, b in pairwise(cuts)]
-    return [round(100 * (sum(own[s] for s in part) / sum(other[s] for s in part) - 1), 3) for part in of]
+    return [
+        round(100 * (sum(own[s] for s in part) / sum(other[s] for s in part) - 1), 3) + 0.0 for part in of
+    ]
 
 
 def main() -> None:
@@ -42,8 +59,11 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=6)
     parser.add_argument("--out")
     given = parser.parse_args()
-    other = losses(given.against)
-    rows = [{"run": run, "larger_by_percent": larger(losses(run), other, given.parts)} for run in given.run]
+    other = losses(given.against, given.against)
+    rows = [
+        {"run": run, "larger_by_percent": larger(losses(run, given.against), other, given.parts)}
+        for run in given.run
+    ]
     for row in rows:
         print(row)
     if given.out:

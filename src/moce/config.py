@@ -149,14 +149,9 @@ class ClusterConfig(Distributed):
     )
 
 
-GATE_OPTIONS = (
-    "expert_lr",
-    "shared_gradient",
-    "gate_noise",
-    "gate_lr",
-    "output_scale",
-)  # of any gate that learns
-CLUSTER_GATE_OPTIONS = ("imbalance", "gate_start", "embedding")  # of one that reads clusters
+# What means something where gates learn to choose, and where they read clusters.
+ROUTING_OPTIONS = ("expert_lr", "shared_gradient", "gate_noise", "gate_lr", "output_scale")
+CLUSTER_GATE_OPTIONS = ("imbalance", "gate_start", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +188,8 @@ class ExpertsConfig(Training):
     )
     shared_gradient: float = method(
         0.0,
-        "how much each expert also learns from the pictures of the others: 0, nothing (the paper's; L); 1, as much as "
-        "from its own, so that all stay the same, as in MAE* (ours)",
+        "what a picture that another expert sees counts in an expert's gradient, its own counting 1: 0, nothing "
+        "(L); 1, as much, so that all experts stay the same (ours)",
         at_least=0,
         at_most=1,
     )
@@ -242,11 +237,11 @@ class ExpertsConfig(Training):
 
     def idle(self) -> tuple[str, ...]:
         """What the gate does not use."""
-        no_experts = ("num_experts", "top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS)
+        no_experts = ("num_experts", "top_k", "balance", *ROUTING_OPTIONS, *CLUSTER_GATE_OPTIONS)
         return {
             "cluster": (),
             "token": CLUSTER_GATE_OPTIONS,
-            "sdr": ("top_k", "balance", *GATE_OPTIONS, *CLUSTER_GATE_OPTIONS),
+            "sdr": ("top_k", "balance", *ROUTING_OPTIONS, *CLUSTER_GATE_OPTIONS),
             "none": no_experts if self.only_mlps else ("layers", *no_experts),
         }[self.gate]
 

@@ -144,13 +144,20 @@ def _size(value: Any, name: str, field: dataclasses.Field) -> Size:
 
 
 def changed_method_options(before: dict[str, Any], config: Any) -> list[str]:
-    """Sentences such as '--epochs was 3 and is now 5' for method options that differ from an earlier run."""
+    """Sentences such as '--epochs was 3 and is now 5' for method options that differ from an earlier run.
+
+    What a run does not name was no option when it was begun; a new option's default is what was done until then.
+    """
     differences = []
     for field in fields(config):
-        if field.metadata["role"] != "method" or field.name not in before or field.name in config.idle():
+        if field.metadata["role"] != "method" or field.name in config.idle():
             continue
+        if field.name not in before and field.default is dataclasses.MISSING:
+            continue
+        earlier = before.get(field.name, field.default)
+        earlier = list(earlier) if isinstance(earlier, tuple) else earlier
         now = getattr(config, field.name)
         now = list(now) if isinstance(now, tuple) else now
-        if before[field.name] != now:
-            differences.append(f"{spelled(field)} was {before[field.name]} and is now {now}")
+        if earlier != now:
+            differences.append(f"{spelled(field)} was {earlier} and is now {now}")
     return differences

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +27,22 @@ def test_parts_are_compared_by_the_steps_that_both_logged(script: ModuleType) ->
     assert script.larger(own, other, 2) == [100.0, pytest.approx(16.667)]
     with pytest.raises(UserError, match="logged 3 steps in common, fewer than --parts 4"):
         script.larger(own, other, 4)
+    with pytest.raises(UserError, match="--parts must be at least 1, not 0"):
+        script.larger(own, other, 0)
+
+
+def test_runs_that_saw_other_pictures_are_refused(script: ModuleType, small_runs, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(small_runs.mae_star, other)
+    config = json.loads((other / "config.json").read_text())
+    config["options"]["seed"] = 1
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"differ in the option 'seed' \(0 and 1\)"):
+        script.losses(str(small_runs.moce), str(other))
+    config["options"]["seed"], config["inputs"]["images"] = 0, "others"
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"differ in the input 'images' \(.* and others\)"):
+        script.losses(str(small_runs.moce), str(other))
 
 
 def test_it_reads_runs_and_writes_down_what_it_found(

@@ -1,13 +1,14 @@
-"""What the tests of `moce prepare` share."""
+"""Pictures, and folders that `moce prepare` made of them: for its tests, which are in two files."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+from prepared_formats import FORMATS
 
 
 @pytest.fixture(scope="session")
-def pictures(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures_to_prepare(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny folder and, at index 9, a picture that is cut off."""
     folder = tmp_path_factory.mktemp("pictures") / "in"
     shutil.copytree(tiny_folder, folder)
@@ -17,13 +18,19 @@ def pictures(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def prepared(pictures: Path) -> Path:
+def prepared(pictures_to_prepare: Path) -> Path:
     """All formats, in files of a few pictures."""
     import moce
 
-    for kind in ("parquet", "tar", "array"):
-        out = pictures.parent / kind
+    for kind in FORMATS:
+        out = pictures_to_prepare.parent / kind
         moce.prepare(
-            images=pictures, out=out, short_side=20, format=kind, shard_mib=0.004, num_workers=0, quiet=True
+            images=pictures_to_prepare,
+            out=out,
+            short_side=20,
+            format=kind,
+            shard_mib=0.004,
+            num_workers=0,
+            quiet=True,
         )
-    return pictures.parent
+    return pictures_to_prepare.parent

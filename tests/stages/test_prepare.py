@@ -1,4 +1,4 @@
-"""`moce prepare`: every format opens with the pictures, labels and names of the original; nothing is lost by a kill."""
+"""`moce prepare`: every format opens with the pictures, labels and names of the original."""
 
 import contextlib
 import io
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from prepared_formats import FORMATS
 
 import moce
 from moce.errors import UserError
@@ -28,7 +29,6 @@ from moce.images.sources import open_images
 from moce.stages import prepare as prepare_module
 from moce.stages.prepare import chunks
 
-FORMATS = ("parquet", "tar", "array")
 KEPT = [index for index in range(24) if index != 9]
 
 

@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from prepared_formats import FORMATS
 
 import moce
 from moce.errors import UserError
 from moce.images.sources import open_images
-
-FORMATS = ("parquet", "tar", "array")
 
 
 @pytest.fixture(scope="module")

@@ -80,20 +80,20 @@ def choose(
 # Experts and their dispatchers
 
 
-class Shared(torch.autograd.Function):
-    """Stacked weights as they are; each expert's gradient is its own and a share of the others'."""
+class SharedGradient(torch.autograd.Function):
+    """Stacked weights as they are; to the gradient of each expert's the others' are added, times `others`."""
 
     @staticmethod
-    def forward(ctx: Any, weight_E: Tensor, share: float) -> Tensor:
-        """[experts, ...] to the same."""
-        ctx.share = share
-        return weight_E.view_as(weight_E)
+    def forward(ctx: Any, weight: Float[Tensor, "experts ..."], others: float) -> Tensor:
+        """The same weights."""
+        ctx.others = others
+        return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        """Own + share * sum of the others'; nothing for the share."""
+        """(1 - others) * own + others * sum of all."""
         (grad,) = grads
-        return (1 - ctx.share) * grad + ctx.share * grad.sum(dim=0, keepdim=True), None
+        return torch.lerp(grad, grad.sum(dim=0, keepdim=True), ctx.others), None
 
 
 class ExpertWeights(NamedTuple):
@@ -108,8 +108,8 @@ class ExpertWeights(NamedTuple):
 class ExpertMLPs(nn.Module):
     """E parallel MLPs with stacked weights, each D -> F -> D with GELU, as timm's Mlp.
 
-    `shared_gradient` s: of what the others learn each expert learns s times as much. 0: from its own rows alone.
-    1: all learn the same, so that copies stay copies, as if there were one MLP for all rows.
+    `shared_gradient`: what the rows of the other experts count in an expert's gradient, its own counting 1. With 0 it
+    learns from its own alone; with 1 all get the same gradient, so that copies stay copies.
     """
 
     def __init__(self, num_experts: int, width: int, hidden: int) -> None:
@@ -131,11 +131,11 @@ class ExpertMLPs(nn.Module):
         self.b2_ED.copy_(mlp.fc2.bias.expand_as(self.b2_ED))
 
     def weights(self) -> ExpertWeights:
-        """The weights for a pass, through which gradients are shared."""
+        """The weights for a pass, through which gradients are shared; ask once for a pass."""
         own = ExpertWeights(self.w1_EDF, self.b1_EF, self.w2_EFD, self.b2_ED)
         if not self.shared_gradient:
             return own
-        return ExpertWeights(*(Shared.apply(weight, self.shared_gradient) for weight in own))
+        return ExpertWeights(*(SharedGradient.apply(weight, self.shared_gradient) for weight in own))
 
     def expert(self, index: int, scale: float = 1.0) -> dict[str, Tensor]:
         """One expert as the state of a timm Mlp, its output multiplied by `scale`."""
@@ -150,21 +150,21 @@ class ExpertMLPs(nn.Module):
         """Each row through its experts. Rows are pictures when there are B choices, tokens when there are B*T."""
         images, tokens, width = x_BTD.shape
         rows_NTD = x_BTD if len(choice.expert_NC) == images else x_BTD.reshape(images * tokens, 1, width)
-        dispatch = DISPATCHERS[self.dispatch]
+        dispatch, weights = DISPATCHERS[self.dispatch], self.weights()
         total = None
         for c in range(choice.expert_NC.shape[1]):
-            out = dispatch(self, rows_NTD, choice.expert_NC[:, c]) * choice.scale_NC[:, c, None, None]
+            out = dispatch(weights, rows_NTD, choice.expert_NC[:, c]) * choice.scale_NC[:, c, None, None]
             total = out if total is None else total + out
         assert total is not None
         return total.reshape(images, tokens, width)
 
 
 def dispatch_loop(
-    experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
+    weights: ExpertWeights, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
 ) -> Float[Tensor, "rows tokens width"]:
     """The reference: every expert on every row, keeping the row's own."""
     out = torch.zeros_like(rows_NTD)
-    for e, (w1, b1, w2, b2) in enumerate(zip(*experts.weights(), strict=True)):
+    for e, (w1, b1, w2, b2) in enumerate(zip(*weights, strict=True)):
         hidden = F.gelu(rows_NTD @ w1 + b1)
         own = (expert_N == e)[:, None, None]
         out = out + torch.where(own, hidden @ w2 + b2, 0.0)
@@ -232,7 +232,7 @@ class Returned(torch.autograd.Function):
 
 
 def dispatch_sorted(
-    experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
+    weights: ExpertWeights, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
 ) -> Tensor:
     """Rows sorted by expert, one pair of products per expert on its contiguous share, and back in place.
 
@@ -240,20 +240,20 @@ def dispatch_sorted(
     is asked of the device, which a GPU answers when it has done all before.
     """
     tokens, width = rows_NTD.shape[1:]
-    layout = layout_of(expert_N.repeat_interleave(tokens), experts.num_experts)
+    layout = layout_of(expert_N.repeat_interleave(tokens), len(weights.w1_EDF))
     shares = layout.share_E.tolist()
     placed = Brought.apply(rows_NTD.reshape(-1, width), layout.taken(sum(shares)), layout.place_R)
-    weights = zip(*(weight.unbind() for weight in experts.weights()), strict=True)
+    each = zip(*(weight.unbind() for weight in weights), strict=True)
     outs = [
         torch.addmm(b2, F.gelu(torch.addmm(b1, share, w1)), w2)
-        for share, (w1, b1, w2, b2) in zip(placed.split(shares), weights, strict=True)
+        for share, (w1, b1, w2, b2) in zip(placed.split(shares), each, strict=True)
         if len(share)
     ]
     return Returned.apply(torch.cat(outs), layout.place_R).reshape(rows_NTD.shape)
 
 
 def dispatch_grouped(
-    experts: ExpertMLPs, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
+    weights: ExpertWeights, rows_NTD: Float[Tensor, "rows tokens width"], expert_N: Int64[Tensor, " rows"]
 ) -> Tensor:
     """Rows sorted as in `dispatch_sorted`, and one pair of grouped products, which reads the shares on the device.
 
@@ -261,7 +261,7 @@ def dispatch_grouped(
     at what comes of them.
     """
     tokens, width = rows_NTD.shape[1:]
-    expert_R, num_experts = expert_N.repeat_interleave(tokens), experts.num_experts
+    expert_R, num_experts = expert_N.repeat_interleave(tokens), len(weights.w1_EDF)
     layout = layout_of(expert_R, num_experts)
     num_places = (len(expert_R) // ROWS + 1 + num_experts) * ROWS
     end_E = layout.share_E.cumsum(0).to(torch.int32)
@@ -278,7 +278,6 @@ def dispatch_grouped(
         return F.grouped_mm(x_PI, weight_EIO.to(dtype), offs=end_E) + own_PE @ bias_EO.to(dtype)
 
     placed = Brought.apply(rows_NTD.reshape(-1, width).to(dtype), layout.taken(num_places), layout.place_R)
-    weights = experts.weights()
     hidden = F.gelu(linear(placed, weights.w1_EDF, weights.b1_EF))
     out = linear(hidden, weights.w2_EFD, weights.b2_ED)
     return Returned.apply(out, layout.place_R).reshape(rows_NTD.shape)
@@ -485,7 +484,9 @@ class ExpertAutoencoder(MaskedAutoencoder):
         for layer in self.expert_shape.layers:
             self.encoder.blocks[layer].mlp.dispatch = dispatch
 
-    def share_gradient(self, share: float) -> None:
-        """Choose how much of what the others learn each expert learns too, from 0 to 1 (see `ExpertMLPs`)."""
+    def share_gradient(self, others: float) -> None:
+        """Choose what the rows of the other experts count in an expert's gradient, from 0 to 1 (`ExpertMLPs`)."""
         for layer in self.expert_shape.layers:
-            self.encoder.blocks[layer].mlp.shared_gradient = share
+            mlp = self.encoder.blocks[layer].mlp
+            assert isinstance(mlp, ExpertMLPs), "sub-nets share a half of their MLP, not gradients"
+            mlp.shared_gradient = others

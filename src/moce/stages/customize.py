@@ -208,13 +208,13 @@ def vote_shares(model: ExpertAutoencoder, votes: Votes) -> Float[Tensor, "layers
 
 
 def require_strategy(strategy: str, num_clusters: int | None, known: tuple[str, ...] = STRATEGIES) -> None:
-    """UserError for a strategy that does not exist, or a cluster that does not; None: how many is not known yet."""
+    """UserError for a strategy that does not exist, or a cluster that does not; any number passes for None clusters."""
     if strategy.startswith("cluster:"):
         number = strategy.removeprefix("cluster:")
         plain = number.isascii() and number.isdigit()
         if not plain or (num_clusters is not None and int(number) >= num_clusters):
-            last = "" if num_clusters is None else f" to {num_clusters - 1}"
-            raise UserError(f"--strategy {strategy}: name a cluster from 0{last}.")
+            which = "by its number" if num_clusters is None else f"from 0 to {num_clusters - 1}"
+            raise UserError(f"--strategy {strategy}: name a cluster {which}, such as cluster:0.")
     elif strategy not in known or strategy == "cluster:K":
         raise UserError(
             f"There is no strategy '{strategy}': choose one of {', '.join(known)}.{did_you_mean(strategy, known)}"

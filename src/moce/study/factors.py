@@ -14,7 +14,7 @@ In a file, `factors` is a list of built-in names, or a table of levels:
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moce.config import ClusterConfig, ExpertsConfig
@@ -97,8 +97,8 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
     "layers": ("blocks whose MLP becomes experts", other_layers),
     "expert rate": ("factor of the experts' learning rate", times("expert_lr", 0.5)),
     "shared gradient": (
-        "how much each expert also learns from the others' pictures",
-        values("shared_gradient", (0.25, 0.5)),
+        "what the others' pictures count in an expert's gradient",
+        values("shared_gradient", (0.0, 0.1, 0.3)),
     ),
     "balance": ("weight of the balance over experts", times("balance", 0, 10)),
     "imbalance": ("weight of the loss that makes a cluster's choice sharp", times("imbalance", 0, 10)),
@@ -198,8 +198,9 @@ def spelled(value: Any) -> str:
 
 
 def differs(level: Level, base: Base) -> bool:
-    """Whether a level is another one than the base."""
-    return any(base.value(name) != like(value) for name, value in level.options.items())
+    """Whether a level is another one than the base: more than options that its gate does not use."""
+    changed = {name for name, value in level.options.items() if base.value(name) != like(value)}
+    return bool(changed - set(replace(base.experts, **{n: like(v) for n, v in level.experts.items()}).idle()))
 
 
 def like(value: Any) -> Any:

@@ -79,13 +79,26 @@ def test_speed_options_may_change_and_method_options_may_not() -> None:
     ]
 
 
+def test_what_an_earlier_run_does_not_name_was_the_default() -> None:
+    given = {"mae": "m", "clusters": "c", "images": "x", "out": "y"}
+    recorded = json.loads(json.dumps(resolve(ExpertsConfig, given).__dict__))
+    del recorded["shared_gradient"]
+    assert changed_method_options(recorded, resolve(ExpertsConfig, given)) == []
+    other = resolve(ExpertsConfig, {**given, "shared_gradient": 0.5})
+    assert changed_method_options(recorded, other) == ["--shared-gradient was 0.0 and is now 0.5"]
+
+
 @pytest.mark.parametrize(
     ("gate", "idle", "counts"),
     [
         ("cluster", {}, {"imbalance": 0.5}),
-        ("token", {"embedding": "random"}, {"num_experts": 3}),
-        ("sdr", {"top_k": 2, "gate_lr": 1.0}, {"layers": (1,)}),
-        ("none", {"layers": (1,), "num_experts": 3, "balance": 0.5}, {"distill": 0.5}),
+        ("token", {"embedding": "random"}, {"shared_gradient": 0.5}),
+        ("sdr", {"top_k": 2, "gate_lr": 1.0, "shared_gradient": 0.5}, {"layers": (1,)}),
+        (
+            "none",
+            {"layers": (1,), "num_experts": 3, "balance": 0.5, "shared_gradient": 0.5},
+            {"distill": 0.5},
+        ),
     ],
 )
 def test_options_that_a_gate_does_not_use_may_change(gate: str, idle: dict, counts: dict) -> None:

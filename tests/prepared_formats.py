@@ -1,0 +1,3 @@
+"""The formats of `moce prepare`."""
+
+FORMATS = ("parquet", "tar", "array")
