@@ -55,19 +55,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="+")
-    parser.add_argument("--against", required=True)
+    parser.add_argument("--against", nargs="+", required=True, help="one run for all, or one for each")
     parser.add_argument("--parts", type=int, default=6)
     parser.add_argument("--out")
     given = parser.parse_args()
-    other = losses(given.against, given.against)
-    rows = [
-        {"run": run, "larger_by_percent": larger(losses(run, given.against), other, given.parts)}
-        for run in given.run
-    ]
-    for row in rows:
-        print(row)
+    against = given.against * len(given.run) if len(given.against) == 1 else given.against
+    if len(against) != len(given.run):
+        raise UserError(
+            f"--against names {len(against)} runs for {len(given.run)}: give one, or one for each."
+        )
+    rows = []
+    for run, other in zip(given.run, against, strict=True):
+        found = larger(losses(run, other), losses(other, other), given.parts)
+        rows.append({"run": run, "against": other, "larger_by_percent": found})
+        print(rows[-1])
     if given.out:
-        write_json(given.out, {"against": given.against, "rows": rows, "commit": source_commit()})
+        write_json(given.out, {"rows": rows, "commit": source_commit()})
 
 
 if __name__ == "__main__":

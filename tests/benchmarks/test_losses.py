@@ -54,4 +54,7 @@ def test_it_reads_runs_and_writes_down_what_it_found(
     script.main()
     found = json.loads(out.read_text())
     first, second = (row["larger_by_percent"] for row in found["rows"])
-    assert found["against"] == other and second == [0.0, 0.0] and any(first)
+    assert [row["against"] for row in found["rows"]] == [other, other] and second == [0.0, 0.0] and any(first)
+    monkeypatch.setattr("sys.argv", ["losses.py", own, "--against", own, other])
+    with pytest.raises(UserError, match="--against names 2 runs for 1"):
+        script.main()
