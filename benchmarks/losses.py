@@ -6,10 +6,12 @@ For each part of the training, by the steps that both logged: how much larger th
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from itertools import pairwise
 
+from moce.config import ExpertsConfig
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
 from moce.errors import UserError
@@ -21,12 +23,16 @@ def losses(run: str, like: str) -> dict[int, float]:
     """The logged reconstruction loss by step. UserError for a run that saw other pictures than `like`."""
     own, other = (read_run(path, "train-experts") for path in (run, like))
     own.result()
+    plain = {field.name: field.default for field in dataclasses.fields(ExpertsConfig)}
     for what, name, a, b in [
         *(
             ("input", name, own.inputs.get(name), other.inputs.get(name))
             for name in ("images", "dense model")
         ),
-        *(("option", name, own.config.get(name), other.config.get(name)) for name in SAME),
+        *(
+            ("option", name, own.config.get(name, plain[name]), other.config.get(name, plain[name]))
+            for name in SAME
+        ),
     ]:
         if a != b:
             raise UserError(
