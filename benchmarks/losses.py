@@ -10,33 +10,34 @@ import dataclasses
 import json
 import sys
 from itertools import pairwise
+from typing import Any
 
 from moce.config import ExpertsConfig
 from moce.engine.files import write_json
-from moce.engine.runs import read_run, source_commit
+from moce.engine.runs import RunInfo, read_run, source_commit
 from moce.errors import UserError
 
-SAME = ("seed", "batch_size", "epochs", "steps", "order", "min_crop", "flip", "only_clusters")
+INPUTS = ("images", "dense model")
+OPTIONS = ("seed", "batch_size", "epochs", "steps", "order", "min_crop", "flip", "only_clusters")
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(ExpertsConfig)}
+
+
+def seen(run: RunInfo) -> dict[str, Any]:
+    """What decides which pictures, crops and masks a run saw, and from where it began."""
+    inputs = {f"input '{name}'": run.inputs.get(name) for name in INPUTS}
+    return {**inputs, **{f"option '{name}'": run.config.get(name, DEFAULTS[name]) for name in OPTIONS}}
 
 
 def losses(run: str, like: str) -> dict[int, float]:
     """The logged reconstruction loss by step. UserError for a run that saw other pictures than `like`."""
     own, other = (read_run(path, "train-experts") for path in (run, like))
     own.result()
-    plain = {field.name: field.default for field in dataclasses.fields(ExpertsConfig)}
-    for what, name, a, b in [
-        *(
-            ("input", name, own.inputs.get(name), other.inputs.get(name))
-            for name in ("images", "dense model")
-        ),
-        *(
-            ("option", name, own.config.get(name, plain[name]), other.config.get(name, plain[name]))
-            for name in SAME
-        ),
-    ]:
-        if a != b:
+    ours, theirs = seen(own), seen(other)
+    for what in ours:
+        if ours[what] != theirs[what]:
             raise UserError(
-                f"{run} and {like} differ in the {what} '{name}' ({a} and {b}), so they did not see the same."
+                f"{run} and {like} differ in the {what} ({ours[what]} and {theirs[what]}), so they did not see "
+                "the same."
             )
     lines = (own.path / "metrics.jsonl").read_text().splitlines()
     return {line["step"]: line["reconstruction"] for line in map(json.loads, lines)}

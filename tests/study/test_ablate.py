@@ -52,6 +52,13 @@ def test_built_in_levels_are_relative_to_the_base(base: Base) -> None:
     assert {"embedding": "random"} in found["gate input"] and {"gate": "token"} in found["gate input"]
 
 
+def test_levels_that_a_gate_does_not_use_are_left_out(base: Base) -> None:
+    subnets = dataclasses.replace(base, experts=dataclasses.replace(base.experts, gate="sdr"))
+    found = levels(None, subnets)
+    assert not {"shared gradient", "balance", "gate noise"} & set(found)
+    assert {"gate": "token"} in found["gate input"] and len(found["experts"]) == 3
+
+
 def test_a_file_names_factors_or_gives_its_own(base: Base) -> None:
     assert list(levels(["rounding", "strategy"], base)) == ["rounding", "strategy"]
     own = {"num_experts": [8, 2], "layers": [[9, 11], [3]], "no gates": [{"gate": "none", "distill": 0.5}]}

@@ -125,7 +125,8 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
 def factors_of(given: Any, base: Base, where: str) -> list[Factor]:
     """The factors of a study: built-in ones by name, a table of levels, or (None) all that are built in.
 
-    Levels that are the base's are left out, and factors without a level. UserError for what cannot be.
+    Left out are levels that are the base's, those that change nothing but what their gate does not use, and factors
+    without a level. UserError for what cannot be.
     """
     if isinstance(given, dict):
         found = [Factor(name, "", own_levels(name, wanted, where)) for name, wanted in given.items()]
