@@ -122,6 +122,28 @@ def test_a_study_says_how_its_numbers_were_got(study: Path) -> None:
     assert found["torch"] == [torch.__version__] and {"cores": os.cpu_count(), "gpu": None} in found["hosts"]
 
 
+def test_each_seed_may_have_clusters_of_its_own(small_runs: Any, tmp_path: Path) -> None:
+    file = settings(
+        small_runs,
+        tmp_path,
+        more="clusters_per_seed = true\nseeds = [0, 1]\n[cluster]\nnum_clusters = 4",
+        arms='[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }',
+    )
+    options = {"out": tmp_path / "study", "config": file, "quiet": True, "device": "cpu"}
+    with pytest.raises(UserError, match="'clusters' names one run for all seeds.* leave one of the two out"):
+        moce.study("compare", **options)
+    file.write_text(file.read_text().replace(f'clusters = "{small_runs.clusters}"', ""))
+    assert moce.study("compare", **options)["finished"]
+    runs = tmp_path / "study" / "runs"
+    names = ["clusters-seed0", "clusters-seed1", "moce-seed0", "moce-seed1"]
+    assert sorted(run.name for run in runs.iterdir()) == names
+    labels = [np.load(runs / f"clusters-seed{seed}" / "labels.npy") for seed in (0, 1)]
+    assert not np.array_equal(*labels)
+    for seed in (0, 1):
+        run = read_json(runs / f"moce-seed{seed}" / "config.json")
+        assert run["options"]["clusters"] == str(runs / f"clusters-seed{seed}")
+
+
 def test_a_cell_says_what_evaluate_says(study: Path) -> None:
     cell = json.loads((study / "study" / "cells" / "moce" / "plants-knn-seed0.json").read_text())
     alone = moce.evaluate(study / "study" / "runs" / "moce-seed0", task="plants", data_root=ROOT, quiet=True)

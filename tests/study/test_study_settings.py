@@ -24,6 +24,7 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         ('image = "x"', "study.toml: there is no key 'image'. Did you mean 'images'"),
         ('images = "x"', "study.toml: 'tasks' must be given"),
         (GIVEN + "seeds = 3", "'seeds' must be a list of whole numbers, not 3"),
+        (GIVEN + "clusters_per_seed = 1", "'clusters_per_seed' must be true or false, not 1"),
         (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
         (GIVEN + '[experts]\nout = "y"', r"\[experts\]: 'out' is said by the study itself"),
         (GIVEN + '[experts]\nmodel = "y"', r"\[experts\]: 'model' is said by the study itself"),
@@ -79,7 +80,7 @@ def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
     read = read_settings(str(tmp_path / "study.toml"), SMALL)
     dense, clusters = Stage("mae"), Stage("clusters")
-    arms = arms_of(read, tmp_path, dense, clusters, [0, 1])
+    arms = arms_of(read, tmp_path, dense, {0: clusters, 1: clusters})
     assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "data selection", "MoCE", "ViT-B"]
     assert arms[3].selected_by is arms[4] and arms[4].models[0].path == arms[2].models[0].path
     assert arms[1].models[1].arguments() == {
@@ -131,7 +132,7 @@ def test_runs_are_called_after_the_method_and_not_after_a_reference_to_it(tmp_pa
     for text in (ARM + random, random + ARM, random):
         (tmp_path / "study.toml").write_text(GIVEN + text)
         arms = arms_of(
-            read_settings(str(tmp_path / "study.toml"), SMALL), tmp_path, Stage("m"), Stage("c"), [0]
+            read_settings(str(tmp_path / "study.toml"), SMALL), tmp_path, Stage("m"), {0: Stage("c")}
         )
         name = "moce-seed0" if ARM in text else "moce-random-seed0"
         assert {Path(arm.models[0].path).name for arm in arms} == {name}

@@ -39,9 +39,8 @@ from moce.study.transfer_tables import factor_tables
 from moce.verbs import resolve
 
 BASE = "base"
-OWN_KEYS = {
-    name: kind for name, kind in KEYS.items() if name not in ("arms", "method", "baseline", "lr_from")
-} | {"factors": LEVELS}
+OTHERS = ("arms", "method", "baseline", "lr_from", "clusters_per_seed")  # keys of a comparison alone
+OWN_KEYS = {name: kind for name, kind in KEYS.items() if name not in OTHERS} | {"factors": LEVELS}
 DEFAULTS: dict[str, Any] = {
     "images": "toyworld://all?split=train&size=32&num=1200",
     "data_root": "toyworld://?size=32&num=120",

@@ -16,17 +16,18 @@ from moce.study.plan import Arm, Plan, Stage, slug, task_name
 from moce.study.selection import selected_options, selecting_arm
 from moce.verbs import resolve
 
-TEXT, TEXTS, NUMBERS, TABLE, TABLES = (
+TEXT, TEXTS, NUMBERS, FLAG, TABLE, TABLES = (
     "a text",
     "a list of texts",
     "a list of whole numbers",
+    "true or false",
     "a table",
     "[[...]]",
 )
 LEVELS = "a list of names or a table of levels"
 KEYS = {
     "images": TEXT, "data_root": TEXT, "tasks": TEXTS, "protocols": TEXTS, "preset": TEXT, "seeds": NUMBERS,
-    "mae": TEXT, "clusters": TEXT, "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
+    "mae": TEXT, "clusters": TEXT, "clusters_per_seed": FLAG, "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
     "pretrain": TABLE, "cluster": TABLE, "experts": TABLE, "evaluate": TABLE, "arms": TABLES,
 }  # fmt: skip
 ARM_KEYS = {
@@ -41,6 +42,7 @@ IS: dict[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str),
     TEXTS: lambda value: isinstance(value, str) or _list_of(value, str),
     NUMBERS: lambda value: _list_of(value, int),
+    FLAG: lambda value: isinstance(value, bool),
     TABLE: lambda value: isinstance(value, dict),
     TABLES: lambda value: _list_of(value, dict),
     LEVELS: lambda value: isinstance(value, (str, list, dict)),
@@ -216,16 +218,35 @@ def earlier_run(path: str, verb: str) -> Stage:
     return Stage(path)
 
 
-def cluster_stage(settings: Settings, out: Path, dense: Stage, seed: int) -> Stage:
-    """Its clusters: those that `clusters` names, else the study's own."""
+def cluster_stage(settings: Settings, out: Path, dense: Stage, seed: int, name: str = "clusters") -> Stage:
+    """Its clusters: those that `clusters` names, else the study's own, which are called `name`."""
     if "clusters" in settings.content:
         return earlier_run(settings.content["clusters"], "cluster")
     options = {**settings.options("cluster"), "images": settings.images, "seed": seed}
-    return Stage(str(out / "runs" / "clusters"), "cluster", options, {"enc": dense})
+    return Stage(str(out / "runs" / name), "cluster", options, {"enc": dense})
 
 
-def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds: list[int]) -> list[Arm]:
-    """The arms of the file. One without options is the dense model; those with the same options share their runs.
+def clusters_by_seed(
+    settings: Settings, out: Path, dense: Stage, seed: int, seeds: list[int]
+) -> dict[int, Stage]:
+    """The clusters of each of `seeds`: one for all, drawn with `seed`, or each its own (`clusters_per_seed`).
+
+    UserError where they are to be each seed's own and yet an earlier run.
+    """
+    if not settings.content.get("clusters_per_seed"):
+        return dict.fromkeys(seeds, cluster_stage(settings, out, dense, seed))
+    if "clusters" in settings.content:
+        raise UserError(
+            f"{settings.where}: 'clusters' names one run for all seeds, 'clusters_per_seed' wants one for each; "
+            "leave one of the two out."
+        )
+    return {own: cluster_stage(settings, out, dense, own, f"clusters-seed{own}") for own in seeds}
+
+
+def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Mapping[int, Stage]) -> list[Arm]:
+    """The arms of the file, for the seeds of `clusters`.
+
+    One without options is the dense model; those with the same options share their runs.
 
     UserError for what cannot be an arm.
     """
@@ -233,7 +254,7 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds:
     selecting: dict[str, tuple[str, str]] = {}  # by the arm's name
     folders = shared_folders(settings.content["arms"])
     # What needs no seed is measured with the first of all.
-    of_one = [*settings.content.get("seeds", [])[:1], *seeds]
+    of_one = [*settings.content.get("seeds", [])[:1], *clusters]
     for number, given in enumerate(settings.content["arms"]):
         where = f"{settings.where} [[arms]] {number + 1}"
         require_keys(given, ARM_KEYS, where)
@@ -259,7 +280,10 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Stage, seeds:
                 settings, "experts", {**settings.content.get("experts", {}), **options}, f"arms: {name}"
             )
             folder = folders.get(made_like(options, by), slug(name))
-            models = {s: experts_stage(settings, out, folder, options, dense, clusters, s) for s in seeds}
+            models = {
+                seed: experts_stage(settings, out, folder, options, dense, own, seed)
+                for seed, own in clusters.items()
+            }
         else:
             models = dict.fromkeys(of_one, Stage(given["model"]) if "model" in given else dense)
         require_choice(settings, given, where)
@@ -322,9 +346,9 @@ def experts_stage(
 def plan_of(config: StudyConfig, settings: Settings) -> Plan:
     """The plan of a comparison: one dense model, its clusters, and arms that start from both."""
     out, content = Path(config.out), settings.content
-    seeds = seeds_of(settings, config)
     dense = dense_stage(settings, out, config.seed)
-    arms = arms_of(settings, out, dense, cluster_stage(settings, out, dense, config.seed), seeds)
+    clusters = clusters_by_seed(settings, out, dense, config.seed, seeds_of(settings, config))
+    arms = arms_of(settings, out, dense, clusters)
     names = [arm.name for arm in arms]
     for key in ("method", "baseline", "lr_from"):
         if key in content and content[key] not in names:
