@@ -129,19 +129,49 @@ def test_each_seed_may_have_clusters_of_its_own(small_runs: Any, tmp_path: Path)
         more="clusters_per_seed = true\nseeds = [0, 1]\n[cluster]\nnum_clusters = 4",
         arms='[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }',
     )
-    options = {"out": tmp_path / "study", "config": file, "quiet": True, "device": "cpu"}
     with pytest.raises(UserError, match="'clusters' names one run for all seeds.* leave one of the two out"):
-        moce.study("compare", **options)
-    file.write_text(file.read_text().replace(f'clusters = "{small_runs.clusters}"', ""))
-    assert moce.study("compare", **options)["finished"]
+        again(tmp_path, quiet=True)
+    of_each = file.read_text().replace(f'clusters = "{small_runs.clusters}"', "")
+    file.write_text(of_each)
+    assert again(tmp_path, quiet=True)["finished"]
     runs = tmp_path / "study" / "runs"
-    names = ["clusters-seed0", "clusters-seed1", "moce-seed0", "moce-seed1"]
-    assert sorted(run.name for run in runs.iterdir()) == names
-    labels = [np.load(runs / f"clusters-seed{seed}" / "labels.npy") for seed in (0, 1)]
+    assert sorted(run.name for run in runs.iterdir()) == [
+        "moce-seed0", "moce-seed1", "seed0-clusters", "seed1-clusters",
+    ]  # fmt: skip
+    labels = [np.load(runs / f"seed{seed}-clusters" / "labels.npy") for seed in (0, 1)]
     assert not np.array_equal(*labels)
     for seed in (0, 1):
         run = read_json(runs / f"moce-seed{seed}" / "config.json")
-        assert run["options"]["clusters"] == str(runs / f"clusters-seed{seed}")
+        assert run["options"]["clusters"] == str(runs / f"seed{seed}-clusters")
+    # One clustering for all seeds is that of the first, which was made with the same seed; the second has another.
+    file.write_text(of_each.replace("clusters_per_seed = true", ""))
+    found = again(tmp_path, quiet=True, budget_minutes=0)
+    assert set(found["tables"]["knn"]["values"]["letters"]["MoCE"]["seeds"]) == {"0"}
+    assert found["cells"] == {"there": 2, "left": 2}
+    with pytest.raises(UserError, match="moce-seed1: .*the clusters differ"):
+        again(tmp_path, quiet=True)
+
+
+def test_runs_count_whose_dense_model_lies_here_no_more(tmp_path: Path) -> None:
+    text = f"""
+        images = "toyworld://all?split=train&num=64&size=32"
+        data_root = "{ROOT}"
+        tasks = ["letters"]
+        protocols = ["knn"]
+        %s
+        [[arms]]
+        name = "MoCE"
+        options = {{ gate = "cluster" }}
+    """
+    file = tmp_path / "study.toml"
+    file.write_text(text % 'preset = "debug"')
+    assert again(tmp_path, quiet=True)["finished"]
+    shutil.rmtree(tmp_path / "study" / "runs" / "mae")
+    before = times(tmp_path / "study")
+    assert again(tmp_path, quiet=True)["finished"] and times(tmp_path / "study") == before
+    file.write_text(text % 'preset = "debug"\n[pretrain]\nepochs = 3')  # nothing but the cell says what it was
+    found = again(tmp_path, quiet=True, budget_minutes=0)
+    assert found["cells"] == {"there": 0, "left": 1}
 
 
 def test_a_cell_says_what_evaluate_says(study: Path) -> None:

@@ -23,12 +23,13 @@ from moce.engine.files import held, read_json, write_json
 from moce.engine.runs import RESULT, read_run
 from moce.errors import Busy, UserError
 from moce.options import changed_method_options
-from moce.study.plan import CLASSIFYING, Cell, Plan, Stage
+from moce.study.plan import CLASSIFYING, Cell, Plan, Stage, corpus
 from moce.study.selection import read_selection, selection_file, vote
 from moce.study.table import is_evaluation
 from moce.verbs import resolve
 
 SPLITS = ("train", "val", "test")
+BEGINNINGS = ("preset", "init")  # options that are names of something, and change the result
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def method_options(options: Mapping[str, Any], protocol: str) -> dict[str, Any]:
 
 
 def training_of(stage: Stage) -> list[Any]:
-    """[[verb, options that change the result], ...] of the runs that lead to a stage, as the study gives them.
+    """[[verb, options], ...] of the runs that lead to a stage: those that change the result, what preset and weights
+    they begin with, and what the pictures are called, as the study gives them.
 
     As they are given: what a preset makes of them depends on the dense run that lies here.
     """
@@ -139,10 +141,18 @@ def training_of(stage: Stage) -> list[Any]:
     for one in stage.chain():
         if one.verb is not None:
             known = CONFIGS[one.verb].__dataclass_fields__
-            found.append(
-                [one.verb, {n: v for n, v in one.options.items() if known[n].metadata["role"] == "method"}]
-            )
+            own = {n: v for n, v in one.options.items() if known[n].metadata["role"] == "method"}
+            own |= {name: one.options[name] for name in BEGINNINGS if name in one.options}
+            found.append([one.verb, {**own, "images": corpus(one.options["images"])}])
     return json.loads(json.dumps(found))
+
+
+def other_training(before: list[Any], now: list[Any]) -> bool:
+    """Whether a cell's training is not that of the study; an older version named neither pictures nor presets."""
+    if any("images" in options for _, options in before):
+        return before != now
+    unnamed = ("images", *BEGINNINGS)
+    return before != [[verb, {n: v for n, v in own.items() if n not in unnamed}] for verb, own in now]
 
 
 def fingerprints(task: str, data_root: str | None) -> dict[str, str | None]:
@@ -271,7 +281,7 @@ class Cells:
         if content["study"].get("run") != run:
             return "it measured another run than the one that is there now"
         stage, trained = self.stage(cell), content["study"].get("training")
-        if trained and stage and not is_finished(stage) and trained != training_of(stage):
+        if trained and stage and not all_here(stage) and other_training(trained, training_of(stage)):
             return "it is of a run with other options of training"
         known = content["study"].get("pictures")
         if known and (why := other_pictures(known, self.pictures(cell))):
@@ -308,21 +318,31 @@ def is_finished(stage: Stage) -> bool:
     return (Path(stage.path) / RESULT).is_file()
 
 
+def all_here(stage: Stage) -> bool:
+    """Whether all runs that lead to a stage lie in their folders: what one was made from is known where it lies."""
+    return all(is_finished(one) for one in stage.chain() if one.verb is not None)
+
+
 def stage_is_done(stage: Stage) -> bool:
     """Whether a stage is finished with these options, from these stages: what its verb would leave alone.
 
-    Only looks at small files; where it is False the verb itself says what differs.
+    Only looks at small files; where it is False the verb itself says what differs. Of a dense model or clusters that do
+    not lie there any more nothing says that they were others.
     """
     if stage.verb is None:
         return True
     if not is_finished(stage):
         return False
     info = read_run(stage.path, stage.verb)
-    config = resolve(CONFIGS[stage.verb], stage.arguments())
-    if changed_method_options(info.config, config) or info.config.get("images") != config.images:
+    arguments = stage.arguments()
+    if any(identity(one) is None for one in stage.needs.values()):
+        arguments.setdefault("preset", info.config.get("preset"))  # which a dense model that is there would say
+    config = resolve(CONFIGS[stage.verb], arguments)
+    given = [name for name in ("images", "init") if hasattr(config, name)]
+    if changed_method_options(info.config, config) or any(
+        info.config.get(name) != getattr(config, name) for name in given
+    ):
         return False
     dense, clusters = stage.needs.get("mae") or stage.needs.get("enc"), stage.needs.get("clusters")
-    if dense is not None and info.inputs.get("dense model") != identity(dense):
-        return False
-    # Where the clusters do not lie there any more nothing says that they were others.
-    return clusters is None or identity(clusters) in (None, info.inputs.get("clusters"))
+    made_from = ((dense, "dense model"), (clusters, "clusters"))
+    return all(own is None or identity(own) in (None, info.inputs.get(name)) for own, name in made_from)

@@ -37,6 +37,14 @@ def task_name(spelled: str) -> str:
     return spelled.removeprefix("toyworld://").partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
+def corpus(images: str) -> str:
+    """What pre-training pictures are called, without where they lie here; a file is named with its folder."""
+    if "://" in images or images.startswith("wds:"):
+        return images
+    path = Path(images)
+    return "/".join(path.parts[-2:]) if path.suffix else path.name or images
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One run folder; `verb` is None for what is evaluated as it lies there (an earlier run, timm:NAME)."""

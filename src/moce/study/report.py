@@ -30,7 +30,7 @@ from moce.study.page.results import result_section
 from moce.study.page.runs import run_row
 from moce.study.page.study import study_section
 from moce.study.page.tasks import task_section
-from moce.study.summary import corpus
+from moce.study.plan import corpus
 from moce.study.table import percent, tables
 from moce.verbs import verb
 

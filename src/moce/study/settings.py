@@ -240,7 +240,8 @@ def clusters_by_seed(
             f"{settings.where}: 'clusters' names one run for all seeds, 'clusters_per_seed' wants one for each; "
             "leave one of the two out."
         )
-    return {own: cluster_stage(settings, out, dense, own, f"clusters-seed{own}") for own in seeds}
+    # An arm called "clusters" has runs/clusters-seed0.
+    return {own: cluster_stage(settings, out, dense, own, f"seed{own}-clusters") for own in seeds}
 
 
 def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Mapping[int, Stage]) -> list[Arm]:

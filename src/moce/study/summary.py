@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from moce.study.cells import cost_of
 from moce.study.intervals import RESAMPLES
 from moce.study.pairs import Pair, Seeds, difference
-from moce.study.plan import Arm, Plan, task_name
+from moce.study.plan import Arm, Plan, corpus, task_name
 from moce.study.runner import Progress
 from moce.study.table import Table
 
@@ -88,14 +88,6 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
     }
     found["primary"] = primary(plan, found["differences"])
     return found
-
-
-def corpus(images: str) -> str:
-    """What pre-training pictures are called, without where they lie here; a file is named with its folder."""
-    if "://" in images or images.startswith("wds:"):
-        return images
-    path = Path(images)
-    return "/".join(path.parts[-2:]) if path.suffix else path.name or images
 
 
 def pairs_of(plan: Plan, measured: Measured, protocol: str) -> Iterable[Pair]:

@@ -20,9 +20,8 @@ from moce.engine.files import locked, sha256_of, write_whole
 from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
 from moce.study.cells import SPLITS
-from moce.study.plan import Arm, Plan, Stage, task_name
+from moce.study.plan import Arm, Plan, Stage, corpus, task_name
 from moce.study.runner import Progress
-from moce.study.summary import corpus
 from moce.verbs import resolve
 
 COLUMNS = (
