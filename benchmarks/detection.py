@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from moce.engine.files import read_json, write_json, write_whole
+from moce.errors import UserError
 from moce.model.weights import build_model, read_header, save_model
 
 SCORES = ("box_map", "box_map_50", "box_map_75", "mask_map", "mask_map_50", "mask_map_75")
@@ -146,4 +147,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

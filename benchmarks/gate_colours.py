@@ -17,6 +17,7 @@ from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
+from moce.errors import UserError
 from moce.images.sources import open_images
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
@@ -44,7 +45,8 @@ def main() -> None:
     for path in given.runs:
         info = read_run(path, "train-experts")
         model, header = load_model(info.path, device)
-        assert isinstance(model, ExpertAutoencoder), f"{path} has no experts"
+        if not isinstance(model, ExpertAutoencoder):
+            raise UserError(f"{path} has no experts: give runs of --gate cluster or token.")
         labels = clusters.as_trained(info.config).labels
         found, seconds = [], []
         for seed in range(given.seeds):
@@ -68,4 +70,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

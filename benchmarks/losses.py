@@ -2,7 +2,7 @@
 
     python benchmarks/losses.py runs/moce --against runs/mae-star --out results/losses.json
 
-For each part of the training, by the steps that both logged: how much larger the run's mean loss is, in per cent.
+For each part of the training, by the steps that were logged: how much larger the run's mean loss is, in per cent.
 """
 
 import argparse
@@ -45,11 +45,13 @@ def losses(run: str, like: str) -> dict[int, float]:
 
 def larger(own: dict[int, float], other: dict[int, float], parts: int) -> list[float]:
     """Per cent by which the mean loss of each part is larger than the other's."""
-    steps = sorted(own.keys() & other.keys())
+    steps = sorted(own)
     if parts < 1:
         raise UserError(f"--parts must be at least 1, not {parts}.")
+    if own.keys() != other.keys():  # a line is the mean since the line before
+        raise UserError("The runs logged other steps: give runs of the same --log-steps.")
     if len(steps) < parts:
-        raise UserError(f"The runs logged {len(steps)} steps in common, fewer than --parts {parts}.")
+        raise UserError(f"The runs logged {len(steps)} steps, fewer than --parts {parts}.")
     cuts = [len(steps) * i // parts for i in range(parts + 1)]
     of = [steps[a:b] for a, b in pairwise(cuts)]
     return [

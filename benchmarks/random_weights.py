@@ -20,6 +20,7 @@ import torch
 import moce
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
+from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import read_header, save_model
 
@@ -88,4 +89,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

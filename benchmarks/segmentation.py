@@ -17,6 +17,7 @@ import torch
 import moce
 from moce.engine.files import write_json, write_whole
 from moce.engine.runs import read_run
+from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import read_header, save_model
 
@@ -83,4 +84,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

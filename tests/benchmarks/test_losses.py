@@ -22,11 +22,13 @@ def script() -> ModuleType:
     return module
 
 
-def test_parts_are_compared_by_the_steps_that_both_logged(script: ModuleType) -> None:
-    own, other = {1: 2.0, 2: 4.0, 3: 3.0, 9: 7.0}, {1: 1.0, 2: 3.0, 3: 3.0, 4: 3.0}
+def test_parts_are_compared_by_the_steps_that_were_logged(script: ModuleType) -> None:
+    own, other = {1: 2.0, 2: 4.0, 3: 3.0}, {1: 1.0, 2: 3.0, 3: 3.0}
     assert script.larger(own, other, 2) == [100.0, pytest.approx(16.667)]
-    with pytest.raises(UserError, match="logged 3 steps in common, fewer than --parts 4"):
+    with pytest.raises(UserError, match="logged 3 steps, fewer than --parts 4"):
         script.larger(own, other, 4)
+    with pytest.raises(UserError, match="logged other steps: give runs of the same --log-steps"):
+        script.larger(own, {2: 1.0, 4: 3.0}, 1)  # each a mean over the steps since the one before
     with pytest.raises(UserError, match="--parts must be at least 1, not 0"):
         script.larger(own, other, 0)
 

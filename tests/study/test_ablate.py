@@ -59,6 +59,11 @@ def test_levels_that_a_gate_does_not_use_are_left_out(base: Base) -> None:
     assert {"gate": "token"} in found["gate input"] and len(found["experts"]) == 3
 
 
+def test_levels_that_a_gate_cannot_have_are_left_out(base: Base) -> None:
+    tokens = dataclasses.replace(base, experts=dataclasses.replace(base.experts, gate="token"))
+    assert not {"meaning", "strategy"} & set(levels(None, tokens))
+
+
 def test_a_file_names_factors_or_gives_its_own(base: Base) -> None:
     assert list(levels(["rounding", "strategy"], base)) == ["rounding", "strategy"]
     own = {"num_experts": [8, 2], "layers": [[9, 11], [3]], "no gates": [{"gate": "none", "distill": 0.5}]}

@@ -169,7 +169,9 @@ def test_runs_count_whose_dense_model_lies_here_no_more(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "study" / "runs" / "mae")
     before = times(tmp_path / "study")
     assert again(tmp_path, quiet=True)["finished"] and times(tmp_path / "study") == before
-    file.write_text(text % 'preset = "debug"\n[pretrain]\nepochs = 3')  # nothing but the cell says what it was
+    file.write_text(
+        text % 'preset = "debug"\n[pretrain]\nepochs = 3'
+    )  # nothing but the cell says what it was
     found = again(tmp_path, quiet=True, budget_minutes=0)
     assert found["cells"] == {"there": 0, "left": 1}
 

@@ -233,6 +233,15 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str, sai
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"options": {}, "rows": 3}'])
+def test_a_part_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "cells" / "vit-ti-8-training.json"
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(UserError, match="vit-ti-8-training.json is no part of a study of costs; delete it"):
+        moce.study("efficiency", out=tmp_path, quiet=True, budget_minutes=0)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UserError, match="holds no study"):

@@ -24,6 +24,13 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         ('image = "x"', "study.toml: there is no key 'image'. Did you mean 'images'"),
         ('images = "x"', "study.toml: 'tasks' must be given"),
         (GIVEN + "seeds = 3", "'seeds' must be a list of whole numbers, not 3"),
+        (GIVEN + "seeds = [0, -1]", "seeds must be at least 0, not -1"),
+        (GIVEN + "[experts]\ndevices = 2", r"\[experts\]: a study runs in one process; leave 'devices' out"),
+        (GIVEN + ARM.replace("}", ", top_k = 2 }"), "with top_k 2 no sub-model of the dense size"),
+        (
+            GIVEN + ARM.replace('"cluster"', '"token", shuffle_clusters = true'),
+            r"\[arms: MoCE\]: --shuffle-clusters is for --gate cluster, not token",
+        ),
         (GIVEN + "clusters_per_seed = 1", "'clusters_per_seed' must be true or false, not 1"),
         (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
         (GIVEN + '[experts]\nout = "y"', r"\[experts\]: 'out' is said by the study itself"),

@@ -109,6 +109,19 @@ def test_references_have_no_rank_and_win_nothing(found: dict[str, Any]) -> None:
     assert table["mean"]["MoCE oracle"] == 1.0
 
 
+def test_an_arm_with_fewer_seeds_than_others_says_so_and_has_no_rank() -> None:
+    arms = [*ARMS[:3], arm("MoCE shared")]
+    more = [cell("MoCE shared", task, "1" * 8, 0) for task in ("a", "b")]
+    result = summary(plan(arms), Progress([r for r in RESULTS if "oracle" not in r["method"]] + more, []))
+    table = result["tables"]["linear"]
+    assert table["fewer_seeds"] == {"MoCE shared": [0]}
+    assert "MoCE shared" not in table["mean_rank"] and table["best"]["a"] == ["MoCE"]
+    assert "| MoCE | MoCE shared (seed 0 alone) |" in markdown(result)
+    # Before any arm has its second seed all stand alike.
+    first = summary(plan(arms), Progress([r for r in [*RESULTS, *more] if r["seed"] == 0], []))
+    assert first["tables"]["linear"]["fewer_seeds"] == {}
+
+
 def test_the_primary_endpoint_names_every_seed(found: dict[str, Any]) -> None:
     primary = found["primary"]
     assert (primary["arm"], primary["against"], primary["tasks"]) == ("MoCE", "MAE*", 2)
@@ -228,7 +241,7 @@ def test_time_that_is_left_is_that_of_cells_of_the_same_kind() -> None:
 
 def test_the_markdown_table(found: dict[str, Any]) -> None:
     text = markdown(found)
-    assert "| task | MAE | MAE* | MoCE | MoCE oracle (reference: best on validation) |" in text
+    assert "| task | MAE | MAE* | MoCE | MoCE oracle (reference: best on validation; seed 0 alone) |" in text
     assert "| a | 25.0 | 50.0 | **75.0** | 100.0 |" in text
     assert "| *wins* | 0 | 1 | 1 |  |" in text
     assert "| MoCE | 1 M | – | – | 1:00 | 1:05 | 1:40 |" in text
@@ -373,6 +386,25 @@ def test_another_table_is_not_added_to(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mine.csv has other columns"):
         add_to(tmp_path / "mine.csv", [])
     assert (tmp_path / "mine.csv").read_text() == "name,age\nann,7\n"
+    for row in ("a,b", ",".join("x" * (len(COLUMNS) + 1))):
+        (tmp_path / "mine.csv").write_text(",".join(COLUMNS) + "\n" + row + "\n")
+        with pytest.raises(UserError, match="mine.csv, line 2: it has more or fewer columns"):
+            add_to(tmp_path / "mine.csv", [])
+
+
+def test_what_the_own_clusters_of_an_arm_are_stands_in_its_line() -> None:
+    clusters = Stage("runs/c", "cluster", {"num_clusters": 7, "images": "x"}, {"enc": Stage("runs/mae")})
+    needs = {"mae": Stage("runs/mae"), "clusters": clusters}
+    own = {"images": "x", "gate": "none", "epochs": 3, "preset": "debug"}
+    stage = Stage("runs/moce-seed0", "train-experts", own, needs)
+    one = plan([Arm("MoCE", {0: stage})], tasks=["a"], seeds=[0])
+    row = next(lines(one, Progress([cell("MoCE", "a", "1" * 8)], [])))
+    assert json.loads(row["options"])["cluster"] == {"num_clusters": 7}
+
+
+def test_a_study_without_the_method_says_that_there_is_no_primary_endpoint() -> None:
+    text = markdown(summary(plan([arm("MAE*"), arm("mine")]), Progress([], [])))
+    assert "No arm is called `MoCE`, so there is no primary endpoint." in text
 
 
 # The page

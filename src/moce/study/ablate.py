@@ -33,6 +33,7 @@ from moce.study.settings import (
     plan_with,
     read_settings,
     require_options,
+    require_trainable,
     seeds_of,
 )
 from moce.study.transfer_tables import factor_tables
@@ -87,11 +88,11 @@ def base_of(settings: Settings, dense: Stage) -> Base:
 
 
 def cluster_options(settings: Settings) -> dict[str, Any]:
-    """Options of the base's clusters: those of the file, or of the run that it names."""
+    """Options of the base's clusters: those of the file, or of the run that it names, with its seed."""
     if "clusters" not in settings.content:
         return settings.options("cluster")
     made = read_run(settings.content["clusters"], "cluster").config
-    return {name: made[name] for name in CLUSTER_OPTIONS if name in made}
+    return {name: made[name] for name in (*CLUSTER_OPTIONS, "seed") if name in made}
 
 
 def depth_of(settings: Settings, dense: Stage) -> int:
@@ -109,7 +110,7 @@ def depth_of(settings: Settings, dense: Stage) -> int:
 def require_level(settings: Settings, level: Level) -> None:
     """UserError for a level that a verb would refuse, before anything is trained."""
     require_options(settings, "cluster", {**settings.content.get("cluster", {}), **level.cluster}, level.name)
-    require_options(settings, "experts", {**settings.content.get("experts", {}), **level.experts}, level.name)
+    require_trainable(settings, level.experts, level.name)
     if level.strategy is not None:
         require_strategy(level.strategy, None, (*STRATEGIES, "oracle"))
 
@@ -118,7 +119,7 @@ def clusters_of(settings: Settings, out: Path, dense: Stage, base: Stage, level:
     """The clusters of a level: the base's, unless it changes them."""
     if not level.cluster:
         return base
-    options = {**cluster_options(settings), **level.cluster, "images": settings.images, "seed": seed}
+    options = {"seed": seed, **cluster_options(settings), **level.cluster, "images": settings.images}
     name = slug(said(level.cluster))
     return Stage(str(out / "runs" / f"clusters-{name}"), "cluster", options, {"enc": dense})
 

@@ -336,7 +336,9 @@ def stage_is_done(stage: Stage) -> bool:
     info = read_run(stage.path, stage.verb)
     arguments = stage.arguments()
     if any(identity(one) is None for one in stage.needs.values()):
-        arguments.setdefault("preset", info.config.get("preset"))  # which a dense model that is there would say
+        arguments.setdefault(
+            "preset", info.config.get("preset")
+        )  # which a dense model that is there would say
     config = resolve(CONFIGS[stage.verb], arguments)
     given = [name for name in ("images", "init") if hasattr(config, name)]
     if changed_method_options(info.config, config) or any(

@@ -8,6 +8,7 @@ OUT/result.json, table.md, tried.csv                        what is there, also 
 from typing import Any
 
 from moce.config import StudyConfig
+from moce.engine.progress import say
 from moce.study.outcome import finish
 from moce.study.settings import plan_of, read_settings
 
@@ -35,4 +36,10 @@ SMALL: dict[str, Any] = {
 def carry_out(config: StudyConfig) -> dict[str, Any]:
     """The content of result.json."""
     plan = plan_of(config, read_settings(config.config, SMALL))
+    for key, name in (("method", plan.method), ("baseline", plan.baseline)):
+        if plan.arm(name) is None:
+            say(
+                f"no arm is called '{name}', so there is no primary endpoint; '{key}' in the file names another",
+                config.quiet,
+            )
     return finish(plan, config)

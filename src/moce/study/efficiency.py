@@ -214,7 +214,7 @@ class Part:
     def measure(self, budget: Budget, quiet: bool) -> None:
         """Time what is not there yet. Raises Spent, which is asked for before every run; what is timed is kept."""
         about = conditions_of(self.options, self.name, self.setting.device)
-        there = read_json(self.file) if self.file.is_file() else {}
+        there = read_part(self.file) if self.file.is_file() else {}
         self.content = there if there.get("options") == about else {}
         if self.content and "turns" not in self.content:
             return
@@ -251,6 +251,16 @@ class Part:
             return [key]
         there = {row["name"] for row in self.content["rows"]}
         return [f"{key}, {name}" for name in ROWS[self.name] if name not in there]
+
+
+def read_part(path: Path) -> dict[str, Any]:
+    """The content of a part's file; UserError for a file that is none."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise UserError(
+            f"{path} is no part of a study of costs; delete it, and the same command measures it again."
+        )
+    return content
 
 
 def conditions_of(options: EfficiencyOptions, part: str, device: torch.device) -> dict[str, Any]:

@@ -125,8 +125,8 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
 def factors_of(given: Any, base: Base, where: str) -> list[Factor]:
     """The factors of a study: built-in ones by name, a table of levels, or (None) all that are built in.
 
-    Left out are levels that are the base's, those that change nothing but what their gate does not use, and factors
-    without a level. UserError for what cannot be.
+    Left out are levels that are the base's, those that change nothing but what their gate does not use or cannot have,
+    and factors without a level. UserError for what cannot be.
     """
     if isinstance(given, dict):
         found = [Factor(name, "", own_levels(name, wanted, where)) for name, wanted in given.items()]
@@ -199,9 +199,15 @@ def spelled(value: Any) -> str:
 
 
 def differs(level: Level, base: Base) -> bool:
-    """Whether a level is another one than the base: more than options that its gate does not use."""
+    """Whether a level is another one than the base: more than options that its gate does not use or cannot have."""
     changed = {name for name, value in level.options.items() if base.value(name) != like(value)}
-    return bool(changed - set(replace(base.experts, **{n: like(v) for n, v in level.experts.items()}).idle()))
+    experts = replace(base.experts, **{n: like(v) for n, v in level.experts.items()})
+    unused = {*experts.idle()}
+    if experts.gate != "cluster":
+        unused.add("shuffle_clusters")
+    if experts.gate in ("none", "token"):  # no sub-models to choose from
+        unused.add(STRATEGY)
+    return bool(changed - unused)
 
 
 def like(value: Any) -> Any:

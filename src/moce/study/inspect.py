@@ -88,7 +88,9 @@ def read_study(path: Path) -> dict[str, Any] | None:
             f"The study in {path} has no {RESULT} yet: its command with --budget-minutes 0 writes what is there."
         )
     content = read_json(path / RESULT)
-    return content if isinstance(content, dict) and content.get("verb") == "study" else None
+    if not isinstance(content, dict) or content.get("verb") != "study":
+        return None
+    return {"seeds_left_out": [], "failed": {}, **content}  # an older version did not say them
 
 
 def require_whole(info: RunInfo) -> None:

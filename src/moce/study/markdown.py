@@ -46,6 +46,10 @@ def opening(result: dict[str, Any]) -> list[str]:
         ]
         each = ", ".join(f"seed {seed}: {signed(value)}" for seed, value in primary["seeds"].items())
         lines[-1] += f" {CHANCE} Every seed: {each}{deviation(primary)}."
+    missing = {result[key] for key in ("method", "baseline")} - {arm["name"] for arm in result["arms"]}
+    if result["kind"] == "compare" and missing:
+        names = " and ".join(f"`{name}`" for name in sorted(missing))
+        lines.append(f"No arm is called {names}, so there is no primary endpoint.")
     return lines
 
 
@@ -75,11 +79,20 @@ def references_of(result: dict[str, Any]) -> dict[str, str]:
     return {arm["name"]: REFERENCES[arm["strategy"]] for arm in result["arms"] if arm["bound"]}
 
 
+def remarks_of(result: dict[str, Any], protocol: str) -> dict[str, str]:
+    """Arms that stand in a table without a rank, and why: references, and those of fewer seeds."""
+    found = {name: [f"reference: {what}"] for name, what in references_of(result).items()}
+    for name, seeds in result["tables"][protocol].get("fewer_seeds", {}).items():
+        alone = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} alone"
+        found.setdefault(name, []).append(alone if seeds else "no seed on all of its tasks")
+    return {name: "; ".join(said) for name, said in found.items()}
+
+
 def score_table(result: dict[str, Any], protocol: str) -> list[str]:
     """Tasks by arms in per cent, mean of the seeds; below, means, ranks and wins."""
-    found, references = result["tables"][protocol], references_of(result)
+    found, remarks = result["tables"][protocol], remarks_of(result, protocol)
     names = list(found["mean"])
-    heads = [f"{name} (reference: {references[name]})" if name in references else name for name in names]
+    heads = [f"{name} ({remarks[name]})" if name in remarks else name for name in names]
     lines = ["| task | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names)]
     for task, row in found["values"].items():
         shown = {name: percent(row[name]["mean"]) for name in names if name in row}

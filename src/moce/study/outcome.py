@@ -9,13 +9,13 @@ from moce.engine.files import read_json, require_writable, write_json, write_who
 from moce.engine.progress import say
 from moce.engine.runs import RESULT
 from moce.errors import UserError, counted
+from moce.study import tried
 from moce.study.markdown import markdown
 from moce.study.origin import origin, told
 from moce.study.plan import Plan
-from moce.study.runner import Progress, carry_out
+from moce.study.runner import Progress, carry_out, still_left
 from moce.study.summary import Measured, summary
 from moce.study.table import as_text
-from moce.study.tried import add_to, lines
 
 More = Callable[[Plan, Progress, dict[str, Any]], tuple[dict[str, Any], str]]
 
@@ -28,13 +28,17 @@ def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[st
     """
     file = None if config.config is None else Path(config.config).read_text(encoding="utf-8")  # as it is now
     prepare(plan.out, config)
-    progress = carry_out(plan, config)
-    result = summary(plan, progress)
-    further, text = more(plan, progress, result) if more else ({}, "")
-    result |= further | {"origin": origin(plan, progress.results, file)}
-    write(plan, config, progress, result, text + told(result["origin"], plan.kind))
+    worker = carry_out(plan, config)
+    with tried.alone(plan.out / ".result.lock"):  # of several processes, who looked last writes last
+        progress = worker.progress()
+        result = summary(plan, progress)
+        further, text = more(plan, progress, result) if more else ({}, "")
+        result |= further | {"origin": origin(plan, progress.results, file)}
+        write(plan, config, progress, result, text + told(result["origin"], plan.kind))
     if not config.quiet:
         show(plan, progress)
+    if progress.left:
+        say(f"{still_left(plan, progress)}; the same command continues", config.quiet)
     require_none_failed(progress, plan)
     return result
 
@@ -62,6 +66,8 @@ def prepare(out: Path, config: StudyConfig) -> None:
     require_writable(out / RESULT)
     if config.tried is not None:
         require_writable(config.tried)
+        tried.read(Path(config.tried))
+    tried.read(out / "tried.csv")
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,9 +81,9 @@ def write(
     write_json(plan.out / RESULT, result)
     with write_whole(plan.out / "table.md") as temporary:
         temporary.write_text(markdown(result) + text, encoding="utf-8", errors="backslashreplace")
-    new = list(lines(plan, progress))
+    new = list(tried.lines(plan, progress))
     for path in [plan.out / "tried.csv", *([Path(config.tried)] if config.tried else [])]:
-        add_to(path, new)
+        tried.add_to(path, new)
 
 
 def show(plan: Plan, progress: Progress) -> None:

@@ -52,8 +52,8 @@ class Progress:
     seconds: float = 0.0
 
 
-def carry_out(plan: Plan, config: StudyConfig) -> Progress:
-    """Do as much as the budget allows; says first what there is to do, and last what is left.
+def carry_out(plan: Plan, config: StudyConfig) -> "Worker":
+    """Do as much as the budget allows; says first what there is to do.
 
     Raises UserError for a cell that cannot be read, and for what the verbs refuse.
     """
@@ -69,11 +69,7 @@ def carry_out(plan: Plan, config: StudyConfig) -> Progress:
             worker.measure(cell, f"[{number}/{len(before.left)}]")
     except Spent:
         pass
-    after = look(plan, cells)
-    after.seconds, after.failed = budget.seconds, worker.failed
-    if after.left:
-        say(f"{still_left(plan, after)}; the same command continues", config.quiet)
-    return after
+    return worker
 
 
 def require_measurable(plan: Plan, left: list[Cell]) -> None:
@@ -175,6 +171,12 @@ class Worker:
     busy: set[str] = field(default_factory=set)  # runs that another process works in
     failed: dict[str, str] = field(default_factory=dict)  # as in Progress
     done: set[str] = field(default_factory=set)
+
+    def progress(self) -> Progress:
+        """What is there now, also of other processes."""
+        found = look(self.plan, self.cells)
+        found.seconds, found.failed = self.budget.seconds, self.failed
+        return found
 
     def measure(self, cell: Cell, number: str) -> None:
         """Measure a cell, unless it is there by now or cannot be measured yet; raises Spent."""

@@ -140,12 +140,16 @@ def listed(value: str | list[str]) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names))
 
 
-def require_options(settings: Settings, table: str, options: Mapping[str, Any], within: str = "") -> None:
-    """UserError where a table holds an option that its verb has not, or a value that it would refuse."""
+def require_options(settings: Settings, table: str, options: Mapping[str, Any], within: str = "") -> Any:
+    """The config of a verb with a table's options; UserError for one that it has not, or a value that it refuses."""
     where = f"{settings.where} [{within or table}]"
     for name in SAID:
         if name in options and (table, name) != ("pretrain", "model"):  # there it is the architecture
             raise UserError(f"{where}: '{name}' is said by the study itself; leave it out.")
+    if "devices" in options:
+        raise UserError(
+            f"{where}: a study runs in one process; leave 'devices' out, or train a run by itself."
+        )
     some = dict.fromkeys(("images", "out", "mae", "enc", "clusters", "model", "task"), "x")
     known = [f.name for f in fields(CLASSES[table])]
     # An evaluation's presets are others, of some protocols.
@@ -153,9 +157,25 @@ def require_options(settings: Settings, table: str, options: Mapping[str, Any], 
     preset = {"preset": settings.content["preset"]} if has_preset else {}
     given = {name: value for name, value in {**some, **preset}.items() if name in known}
     try:
-        resolve(CLASSES[table], {**given, **options})
+        return resolve(CLASSES[table], {**given, **options})
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def require_trainable(settings: Settings, options: Mapping[str, Any], within: str) -> None:
+    """UserError for options of experts that train-experts would refuse, or of which nothing could be measured."""
+    from moce.stages.experts import require_sense  # torch
+
+    config = require_options(settings, "experts", {**settings.content.get("experts", {}), **options}, within)
+    try:
+        require_sense(replace(config, quiet=True))
+    except UserError as error:
+        raise UserError(f"{settings.where} [{within}]: {error}") from None
+    if config.gate == "cluster" and config.top_k > 1:
+        raise UserError(
+            f"{settings.where} [{within}]: with top_k {config.top_k} no sub-model of the dense size can be sliced out, "
+            "so none could be measured; leave top_k at 1, or give gate 'token'."
+        )
 
 
 def evaluation_options(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -198,7 +218,9 @@ def tasks_of(settings: Settings) -> list[str]:
 
 
 def seeds_of(settings: Settings, config: StudyConfig) -> list[int]:
-    """Those of the command line, else of the file, else --seed."""
+    """Those of the command line, else of the file, else --seed. UserError for a negative one."""
+    if (lowest := min(settings.content.get("seeds", [0]))) < 0:
+        raise UserError(f"{settings.where}: seeds must be at least 0, not {lowest}.")
     return list(dict.fromkeys(config.seeds or settings.content.get("seeds") or (config.seed,)))
 
 
@@ -277,9 +299,7 @@ def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Mapping[int, 
         if "model" in given and options:
             raise UserError(f"{where}: 'model' is evaluated as it is; leave 'options' or 'model' out.")
         if options:
-            require_options(
-                settings, "experts", {**settings.content.get("experts", {}), **options}, f"arms: {name}"
-            )
+            require_trainable(settings, options, f"arms: {name}")
             folder = folders.get(made_like(options, by), slug(name))
             models = {
                 seed: experts_stage(settings, out, folder, options, dense, own, seed)

@@ -33,7 +33,21 @@ class Measured:
     def table(self, protocol: str) -> Table:
         """Tasks by arms."""
         own = [r for r in self.results if r["protocol"] == protocol]
-        return Table(protocol, own, self.names, frozenset(a.name for a in self.plan.arms if a.reference))
+        unranked = {arm.name for arm in self.plan.arms if arm.reference} | set(self.fewer_seeds(protocol))
+        return Table(protocol, own, self.names, frozenset(unranked))
+
+    def fewer_seeds(self, protocol: str) -> dict[str, list[int]]:
+        """Arms that have fewer seeds than another one, and which; each of these on all tasks that it has."""
+        found: dict[str, list[int]] = {}
+        for arm in self.plan.arms:
+            by_task: dict[str, set[int]] = {}
+            for r in self.results:
+                if (r["method"], r["protocol"]) == (arm.name, protocol):
+                    by_task.setdefault(r["task"], set()).add(r["seed"])
+            if by_task and len(self.plan.seeds_of(arm, protocol)) > 1:
+                found[arm.name] = sorted(set.intersection(*by_task.values()))
+        most = max(map(len, found.values()), default=0)
+        return {name: seeds for name, seeds in found.items() if len(seeds) < most}
 
     def seeds(self, arm: Arm, task: str, protocol: str) -> dict[int, dict[str, Any]]:
         """The cells of an arm by seed; where one number holds for all seeds, it stands for each."""
@@ -131,7 +145,6 @@ def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, 
 def table_facts(measured: Measured, protocol: str) -> dict[str, Any]:
     """A table: values by task and arm (mean of seeds, and each), means over the tasks that all have, ranks, wins."""
     table = measured.table(protocol)
-    ranked = [arm for arm in table.methods if arm not in table.references]
     return {
         "metrics": {task: table.metric(task) for task in table.tasks},
         "values": {
@@ -145,8 +158,9 @@ def table_facts(measured: Measured, protocol: str) -> dict[str, Any]:
         "best": {task: sorted(table.best(task)) for task in table.tasks},
         "shared": table.shared,
         "mean": {arm: table.mean(arm) for arm in table.methods},
-        "mean_rank": {arm: table.mean_rank(arm) for arm in ranked},
-        "wins": {arm: table.wins(arm) for arm in ranked},
+        "mean_rank": {arm: table.mean_rank(arm) for arm in table.ranked},
+        "wins": {arm: table.wins(arm) for arm in table.ranked},
+        "fewer_seeds": measured.fewer_seeds(protocol),
     }
 
 

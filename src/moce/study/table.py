@@ -44,9 +44,9 @@ class Table:
     protocol: str
     results: list[dict[str, Any]]
     order: tuple[str, ...] = ORDER  # of the methods; others follow by name
-    references: frozenset[str] = (
-        frozenset()
-    )  # methods that are none, such as an oracle: never the best, without a rank
+    # Shown, but never the best and without a rank: references that are no methods, such as an oracle, and what was
+    # measured with fewer seeds than others, whose mean is less sure.
+    unranked: frozenset[str] = frozenset()
     methods: list[str] = field(init=False)
     tasks: list[str] = field(init=False)
 
@@ -71,10 +71,14 @@ class Table:
 
     def best(self, task: str) -> set[str]:
         """The methods with the highest value as printed; nobody where there is no rival or all are equal."""
-        real = [m for m in self.methods if m not in self.references]
-        found = {m: percent(v) for m in real if (v := self.value(task, m)) is not None}
+        found = {m: percent(v) for m in self.ranked if (v := self.value(task, m)) is not None}
         highest = max(found.values(), key=float, default="")
         return {m for m, v in found.items() if v == highest} if len(set(found.values())) > 1 else set()
+
+    @property
+    def ranked(self) -> list[str]:
+        """The methods that have a rank."""
+        return [m for m in self.methods if m not in self.unranked]
 
     @property
     def shared(self) -> list[str]:
@@ -92,11 +96,10 @@ class Table:
 
     def mean_rank(self, method: str) -> float | None:
         """Mean place on the shared tasks, 1 being the best; equals share the mean of their places."""
-        real = [m for m in self.methods if m not in self.references]
-        if not self.shared or method not in real:
+        if not self.shared or method not in self.ranked:
             return None
-        values = np.array([[self.value(task, m) for m in real] for task in self.shared])
-        return float(rankdata(-values, axis=1).mean(axis=0)[real.index(method)])
+        values = np.array([[self.value(task, m) for m in self.ranked] for task in self.shared])
+        return float(rankdata(-values, axis=1).mean(axis=0)[self.ranked.index(method)])
 
     @property
     def baseline(self) -> str | None:

@@ -19,7 +19,7 @@ def halves_tables(transfer: list[dict[str, Any]]) -> str:
             "|---|---:|---:|---|---:|",
         ]
         for row in found["tasks"]:
-            halves = " | ".join(cell(row[half]) for half in ("A", "B"))
+            halves = " | ".join(cell(row[half]) for half in HALVES)
             chosen = f"{row['better']} (by val)" if row["better"] else "–"
             gain = cell(row["improvement"]) if row["improvement"] else "–"
             lines.append(f"| {row['task']} | {halves} | {chosen} | {gain} |")

@@ -56,6 +56,9 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     spent = {cell["study"]["run"]: cell["study"].get("cost", {}).get("seconds") for cell in cells}
     seconds = [own for own in spent.values() if own is not None]
     options = training_options(arm.models[seed], arm.options)
+    for stage in list(arm.models[seed].chain())[:-1]:  # of the study's own dense model and clusters
+        if stage.verb is not None and (own := training_options(stage, {})):
+            options[stage.verb] = own
     if arm.selected_by is not None:
         options["selected_by"] = arm.selected_by.name
     evaluation = first["study"].get("options", {})
@@ -180,6 +183,11 @@ def read(path: Path) -> list[dict[str, str]]:
         header, rows = reader.fieldnames or (), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}.") from None
+    broken = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
+    if broken is not None:
+        raise UserError(
+            f"{path}, line {broken}: it has more or fewer columns than the first line; mend or delete it."
+        )
     if tuple(header) == EARLIER:
         return [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
     if tuple(header) != COLUMNS:

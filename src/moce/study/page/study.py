@@ -7,7 +7,7 @@ from markupsafe import Markup
 from moce.engine.progress import clock
 from moce.study.charts import dot_chart
 from moce.study.gauges import forest_axis, forest_row
-from moce.study.markdown import count, not_resampled, references_of, selection_notes
+from moce.study.markdown import count, not_resampled, references_of, remarks_of, selection_notes
 from moce.study.pairs import CHANCE, stands_out
 from moce.study.summary import FITS
 from moce.study.table import percent
@@ -22,7 +22,7 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
         "primary_fixed": not_resampled(fixed) if fixed else None,
         "colours": colours,
         "chance": CHANCE,
-        "references": references_of(result),
+        "references": bool(references_of(result)),
         "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
         "costs": [cost_row(arm) for arm in result["arms"]],
         "selections": selection_notes(result),
@@ -53,6 +53,8 @@ def protocol_part(result: dict[str, Any], protocol: str, colours: dict[str, int]
         "mean_forest": forest(None),
         "ranks": {arm: f"{value:.2f}" for arm, value in table["mean_rank"].items() if value is not None},
         "wins": table["wins"],
+        "remarks": remarks_of(result, protocol),
+        "fewer_seeds": bool(table.get("fewer_seeds")),
         "num_shared": len(table["shared"]),
         "axis": forest_axis(reach) if ends else None,
         "intervals": any(pair["pictures"] for pair in pairs),
@@ -93,7 +95,7 @@ def gain_part(result: dict[str, Any], protocol: str) -> dict[str, Any] | None:
                 **own,
             }
         )
-    return {"charts": charts, "rows": sorted(found["tasks"], key=lambda row: -row["gain"])}
+    return {"charts": charts}
 
 
 def cost_row(arm: dict[str, Any]) -> dict[str, Any]:
