@@ -5,9 +5,9 @@
 
 An expert can hardly know a task better than a model all of whose weights go on learning from the task's training
 pictures and from nothing else. For each task that model gets `--updates` steps (as many as an expert of the run that it
-is compared with has seen, say), with the dense run's crops and batches and with `--base-lr`; then nearest neighbours
-and a linear probe measure it and the model that it started from. Finished runs are left alone, so that it can be
-interrupted.
+is compared with has seen, say; rounded to whole passes), with the dense run's crops and batches and with `--base-lr`;
+then nearest neighbours and a linear probe measure it and the model that it started from. Finished runs are left alone,
+so that it can be interrupted.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import moce
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
 from moce.errors import UserError
+from moce.images.sources import open_images
 
 SHAPE = (
     "preset", "model", "image_size", "patch_size", "channels", "decoder_depth", "decoder_width", "decoder_heads",
@@ -52,18 +53,19 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for task in given.tasks:
         images = given.data_root / task / "train.parquet"
+        epochs = max(1, round(given.updates * shape["batch_size"] / len(open_images(str(images)))))
         run = given.work / task
         moce.pretrain(
             **shape,
             init=dense.path,
             images=images,
             out=run,
-            steps=given.updates,
+            epochs=epochs,
             base_lr=given.base_lr,
             num_workers=given.num_workers,
             quiet=True,
         )
-        row: dict[str, Any] = {"task": task, "loss": loss_of(run)}
+        row: dict[str, Any] = {"task": task, "epochs": epochs, "loss": loss_of(run)}
         for name, model in (("before", dense.path), ("after", run)):
             found = moce.evaluate(
                 model, task=task, data_root=given.data_root, protocol="knn,linear", num_workers=0, quiet=True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,28 @@ def test_levels_that_a_gate_does_not_use_are_left_out(base: Base) -> None:
 def test_levels_that_a_gate_cannot_have_are_left_out(base: Base) -> None:
     tokens = dataclasses.replace(base, experts=dataclasses.replace(base.experts, gate="token"))
     assert not {"meaning", "strategy"} & set(levels(None, tokens))
+    random = dataclasses.replace(base, experts=dataclasses.replace(base.experts, shuffle_clusters=True))
+    assert {"gate": "token"} not in levels(None, random)["gate input"]
+
+
+def test_levels_that_cannot_be_are_refused_where_they_are_written(tmp_path: Path) -> None:
+    factors = '[factors]\nstrategy = ["knn"]\n'
+    with pytest.raises(UserError, match=r"\[strategy knn\]: gate 'token' has no sub-models to choose from"):
+        planned(tmp_path, SMALL + "[experts]\ngate = 'token'\n" + factors)
+    with pytest.raises(UserError, match=r"\[base\]: with top_k 2 no sub-model"):
+        planned(tmp_path, SMALL + "[experts]\ntop_k = 2\n" + factors)
+
+
+def test_a_level_of_clusters_has_the_seed_of_the_clusters_that_are_named(
+    tmp_path: Path, small_runs: Any
+) -> None:
+    shutil.copytree(small_runs.clusters, tmp_path / "clusters")
+    config = json.loads((tmp_path / "clusters" / "config.json").read_text())
+    config["options"]["seed"] = 3
+    (tmp_path / "clusters" / "config.json").write_text(json.dumps(config))
+    runs = f'mae = "{small_runs.mae}"\nclusters = "{tmp_path / "clusters"}"\n'
+    plan = planned(tmp_path, 'factors = ["rounding"]\n' + runs + SMALL)
+    assert plan.arms[1].models[0].needs["clusters"].options["seed"] == 3
 
 
 def test_a_file_names_factors_or_gives_its_own(base: Base) -> None:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 import moce
 from moce.engine.endings import Interruption, leave_by
-from moce.engine.files import read_json
+from moce.engine.files import held, read_json
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.study.budget import Budget, Spent
@@ -169,11 +170,17 @@ def test_runs_count_whose_dense_model_lies_here_no_more(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "study" / "runs" / "mae")
     before = times(tmp_path / "study")
     assert again(tmp_path, quiet=True)["finished"] and times(tmp_path / "study") == before
-    file.write_text(
-        text % 'preset = "debug"\n[pretrain]\nepochs = 3'
-    )  # nothing but the cell says what it was
+    more = text.replace('["letters"]', '["letters", "plants"]')
+    file.write_text(more % 'preset = "debug"')  # a cell says what it was
+    assert again(tmp_path, quiet=True)["finished"] and not (tmp_path / "study" / "runs" / "mae").exists()
+    file.write_text(text % 'preset = "debug"\n[pretrain]\nepochs = 3')
     found = again(tmp_path, quiet=True, budget_minutes=0)
     assert found["cells"] == {"there": 0, "left": 1}
+    file.write_text(text % 'preset = "debug"\n[experts]\nepochs = 5')
+    with pytest.raises(
+        UserError, match="moce-seed0 holds a run with other options: --epochs was 2 and is now 5"
+    ):
+        again(tmp_path, quiet=True, budget_minutes=0)
 
 
 def test_a_cell_says_what_evaluate_says(study: Path) -> None:
@@ -190,6 +197,33 @@ def test_started_again_it_does_nothing(study: Path, capsys: pytest.CaptureFixtur
     assert "2 runs and 6 cells, of which 2 and 6 are there" in said.err
     assert said.out.splitlines()[0].split() == ["knn", "MAE*", "MoCE", "MoCE", "random"]
     assert len((study / "all.csv").read_text().splitlines()) == 4
+
+
+def test_what_another_process_writes_is_waited_for(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s")
+    holding, ends = threading.Event(), []
+
+    def other() -> None:
+        with held(tmp_path / "s" / "study" / ".locks" / "result"):
+            holding.set()
+            time.sleep(1)
+            ends.append(time.time())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    holding.wait()
+    (tmp_path / "s" / "study" / "result.json").unlink()
+    again(tmp_path / "s", quiet=True, budget_minutes=0)
+    thread.join()
+    assert (tmp_path / "s" / "study" / "result.json").stat().st_mtime >= ends[0] - 0.05
+
+
+def test_a_list_of_what_was_tried_that_is_none_is_refused_at_the_start(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("name,age\nann,7\n")
+    before = times(study / "study")
+    with pytest.raises(UserError, match="mine.csv has other columns"):
+        again(study, quiet=True, tried=tmp_path / "mine.csv")
+    assert times(study / "study") == before
 
 
 def test_without_time_it_trains_nothing_and_writes_tables(study: Path, tmp_path: Path) -> None:

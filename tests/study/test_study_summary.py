@@ -122,6 +122,21 @@ def test_an_arm_with_fewer_seeds_than_others_says_so_and_has_no_rank() -> None:
     assert first["tables"]["linear"]["fewer_seeds"] == {}
 
 
+def test_a_task_that_some_arms_have_already_takes_no_rank_away() -> None:
+    more = cell("MAE*", "c", "1" * 8, 0)
+    table = summary(plan(ARMS, tasks=["a", "b", "c"]), Progress([*RESULTS, more], []))["tables"]["linear"]
+    assert table["fewer_seeds"] == {"MoCE oracle": [0]} and set(table["mean_rank"]) == {"MAE", "MAE*", "MoCE"}
+
+
+def test_a_study_of_an_older_version_has_a_page(folder: Path, tmp_path: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    for name in ("seeds_left_out", "failed"):
+        del result[name]
+    del result["tables"]["linear"]["fewer_seeds"]
+    write_json(folder / "result.json", result)
+    assert moce.report([folder], out=tmp_path / "p.html", quiet=True)["sections"] == ["study"]
+
+
 def test_the_primary_endpoint_names_every_seed(found: dict[str, Any]) -> None:
     primary = found["primary"]
     assert (primary["arm"], primary["against"], primary["tasks"]) == ("MoCE", "MAE*", 2)
@@ -395,11 +410,12 @@ def test_another_table_is_not_added_to(tmp_path: Path) -> None:
 def test_what_the_own_clusters_of_an_arm_are_stands_in_its_line() -> None:
     clusters = Stage("runs/c", "cluster", {"num_clusters": 7, "images": "x"}, {"enc": Stage("runs/mae")})
     needs = {"mae": Stage("runs/mae"), "clusters": clusters}
-    own = {"images": "x", "gate": "none", "epochs": 3, "preset": "debug"}
-    stage = Stage("runs/moce-seed0", "train-experts", own, needs)
-    one = plan([Arm("MoCE", {0: stage})], tasks=["a"], seeds=[0])
-    row = next(lines(one, Progress([cell("MoCE", "a", "1" * 8)], [])))
-    assert json.loads(row["options"])["cluster"] == {"num_clusters": 7}
+    for gate, told in (("cluster", {"num_clusters": 7}), ("none", None)):  # which reads none
+        own = {"images": "x", "gate": gate, "epochs": 3, "preset": "debug"}
+        stage = Stage("runs/moce-seed0", "train-experts", own, needs)
+        one = plan([Arm("MoCE", {0: stage})], tasks=["a"], seeds=[0])
+        row = next(lines(one, Progress([cell("MoCE", "a", "1" * 8)], [])))
+        assert json.loads(row["options"]).get("cluster") == told
 
 
 def test_a_study_without_the_method_says_that_there_is_no_primary_endpoint() -> None:

@@ -40,8 +40,8 @@ from moce.study.transfer_tables import factor_tables
 from moce.verbs import resolve
 
 BASE = "base"
-OTHERS = ("arms", "method", "baseline", "lr_from", "clusters_per_seed")  # keys of a comparison alone
-OWN_KEYS = {name: kind for name, kind in KEYS.items() if name not in OTHERS} | {"factors": LEVELS}
+COMPARE_ONLY = ("arms", "method", "baseline", "lr_from", "clusters_per_seed")
+OWN_KEYS = {name: kind for name, kind in KEYS.items() if name not in COMPARE_ONLY} | {"factors": LEVELS}
 DEFAULTS: dict[str, Any] = {
     "images": "toyworld://all?split=train&size=32&num=1200",
     "data_root": "toyworld://?size=32&num=120",
@@ -56,6 +56,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
     out, seeds = Path(config.out), seeds_of(settings, config)
     dense = dense_stage(settings, out, config.seed)
     clusters = cluster_stage(settings, out, dense, config.seed)
+    require_trainable(settings, {}, BASE)
     base = base_of(settings, dense)
     factors = factors_of(settings.content.get("factors"), base, settings.where)
     levels = [level for factor in factors for level in factor.levels]
@@ -110,9 +111,15 @@ def depth_of(settings: Settings, dense: Stage) -> int:
 def require_level(settings: Settings, level: Level) -> None:
     """UserError for a level that a verb would refuse, before anything is trained."""
     require_options(settings, "cluster", {**settings.content.get("cluster", {}), **level.cluster}, level.name)
-    require_trainable(settings, level.experts, level.name)
-    if level.strategy is not None:
-        require_strategy(level.strategy, None, (*STRATEGIES, "oracle"))
+    config = require_trainable(settings, level.experts, level.name)
+    if level.strategy is None:
+        return
+    require_strategy(level.strategy, None, (*STRATEGIES, "oracle"))
+    if config.gate in ("none", "token"):
+        raise UserError(
+            f"{settings.where} [{level.name}]: gate '{config.gate}' has no sub-models to choose from; leave the level "
+            "out."
+        )
 
 
 def clusters_of(settings: Settings, out: Path, dense: Stage, base: Stage, level: Level, seed: int) -> Stage:

@@ -18,18 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moce.config import CONFIGS, EvaluateConfig
+from moce.config import EvaluateConfig
 from moce.engine.files import held, read_json, write_json
 from moce.engine.runs import RESULT, read_run
 from moce.errors import Busy, UserError
-from moce.options import changed_method_options
-from moce.study.plan import CLASSIFYING, Cell, Plan, Stage, corpus
+from moce.study.lineage import all_here, identity, other_training, reads_clusters, stage_is_done
+from moce.study.plan import CLASSIFYING, Cell, Plan, Stage
 from moce.study.selection import read_selection, selection_file, vote
 from moce.study.table import is_evaluation
 from moce.verbs import resolve
 
 SPLITS = ("train", "val", "test")
-BEGINNINGS = ("preset", "init")  # options that are names of something, and change the result
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,6 @@ class Waits:
     """A cell that cannot be measured before another one is there."""
 
     cell: Cell
-
-
-def identity(stage: Stage) -> str | None:
-    """What tells a stage's run from another one; None where it is not finished. Models that are no run: their name."""
-    folder = Path(stage.path)
-    if not folder.is_dir():
-        return stage.path if stage.verb is None else None
-    if not (folder / RESULT).is_file():
-        return stage.path if stage.verb is None else None
-    result = read_json(folder / RESULT)
-    if isinstance(result, dict) and "fingerprint" in result:
-        return str(result["fingerprint"])
-    from moce.stages.membership import LABELS_FILE, clusters_fingerprint, found_in
-
-    if (folder / LABELS_FILE).is_file():  # clusters have no fingerprint in their result
-        return clusters_fingerprint(found_in(folder))
-    raise UserError(
-        f"{folder / RESULT} does not say which model it is of; make the run again with --overwrite."
-    )
 
 
 def cost_of(stage: Stage, start: Stage | None = None) -> dict[str, Any]:
@@ -80,11 +60,10 @@ def cost_of(stage: Stage, start: Stage | None = None) -> dict[str, Any]:
     if verb == "pretrain":
         before = None if options.get("init") else 0.0  # of what it began with nobody knows the cost
         return {**known, "seconds": own, "cluster_seconds": 0.0, "dense_seconds": before}
-    reads = options.get("gate", "cluster") in ("cluster", "sdr") or options.get("only_clusters")
     return {
         **known,
         "seconds": own,
-        "cluster_seconds": seconds_of(options.get("clusters")) if reads else 0.0,
+        "cluster_seconds": seconds_of(options.get("clusters")) if reads_clusters(options) else 0.0,
         "dense_seconds": seconds_of(options.get("mae")),
     }
 
@@ -129,30 +108,6 @@ def method_options(options: Mapping[str, Any], protocol: str) -> dict[str, Any]:
     config = resolve(EvaluateConfig, {"model": "x", "task": "x", "protocol": protocol, **options})
     kept = [f for f in options if EvaluateConfig.__dataclass_fields__[f].metadata["role"] == "method"]
     return json.loads(json.dumps({name: getattr(config, name) for name in kept}))
-
-
-def training_of(stage: Stage) -> list[Any]:
-    """[[verb, options], ...] of the runs that lead to a stage: those that change the result, what preset and weights
-    they begin with, and what the pictures are called, as the study gives them.
-
-    As they are given: what a preset makes of them depends on the dense run that lies here.
-    """
-    found = []
-    for one in stage.chain():
-        if one.verb is not None:
-            known = CONFIGS[one.verb].__dataclass_fields__
-            own = {n: v for n, v in one.options.items() if known[n].metadata["role"] == "method"}
-            own |= {name: one.options[name] for name in BEGINNINGS if name in one.options}
-            found.append([one.verb, {**own, "images": corpus(one.options["images"])}])
-    return json.loads(json.dumps(found))
-
-
-def other_training(before: list[Any], now: list[Any]) -> bool:
-    """Whether a cell's training is not that of the study; an older version named neither pictures nor presets."""
-    if any("images" in options for _, options in before):
-        return before != now
-    unnamed = ("images", *BEGINNINGS)
-    return before != [[verb, {n: v for n, v in own.items() if n not in unnamed}] for verb, own in now]
 
 
 def fingerprints(task: str, data_root: str | None) -> dict[str, str | None]:
@@ -206,6 +161,17 @@ class Cells:
         """What must be made for a cell, in order, as far as it is known: what selects its clusters comes first."""
         stage = self.stage(cell) or selecting(cell).stage
         return list(stage.chain())
+
+    def to_make(self, stage: Stage) -> list[Stage]:
+        """What must be there for a stage, in order: all that leads to it.
+
+        The stage alone where it is finished and a cell of it says of what it was made, though that lies here no more.
+        """
+        chain = list(stage.chain())
+        if all_here(stage) or not stage_is_done(stage):
+            return chain
+        own = (cell for cell in self.plan.cells() if (of := self.stage(cell)) and of.path == stage.path)
+        return [stage] if any(self.there(cell) for cell in own) else chain
 
     def stages(self) -> list[Stage]:
         """Every stage that is known to be needed and that a verb makes, once, in order."""
@@ -281,7 +247,7 @@ class Cells:
         if content["study"].get("run") != run:
             return "it measured another run than the one that is there now"
         stage, trained = self.stage(cell), content["study"].get("training")
-        if trained and stage and not all_here(stage) and other_training(trained, training_of(stage)):
+        if trained and stage and other_training(trained, stage):
             return "it is of a run with other options of training"
         known = content["study"].get("pictures")
         if known and (why := other_pictures(known, self.pictures(cell))):
@@ -311,40 +277,3 @@ class Cells:
                 yield False
                 return
             yield True
-
-
-def is_finished(stage: Stage) -> bool:
-    """Whether a finished run lies in a stage's folder, of whatever options."""
-    return (Path(stage.path) / RESULT).is_file()
-
-
-def all_here(stage: Stage) -> bool:
-    """Whether all runs that lead to a stage lie in their folders: what one was made from is known where it lies."""
-    return all(is_finished(one) for one in stage.chain() if one.verb is not None)
-
-
-def stage_is_done(stage: Stage) -> bool:
-    """Whether a stage is finished with these options, from these stages: what its verb would leave alone.
-
-    Only looks at small files; where it is False the verb itself says what differs. Of a dense model or clusters that do
-    not lie there any more nothing says that they were others.
-    """
-    if stage.verb is None:
-        return True
-    if not is_finished(stage):
-        return False
-    info = read_run(stage.path, stage.verb)
-    arguments = stage.arguments()
-    if any(identity(one) is None for one in stage.needs.values()):
-        arguments.setdefault(
-            "preset", info.config.get("preset")
-        )  # which a dense model that is there would say
-    config = resolve(CONFIGS[stage.verb], arguments)
-    given = [name for name in ("images", "init") if hasattr(config, name)]
-    if changed_method_options(info.config, config) or any(
-        info.config.get(name) != getattr(config, name) for name in given
-    ):
-        return False
-    dense, clusters = stage.needs.get("mae") or stage.needs.get("enc"), stage.needs.get("clusters")
-    made_from = ((dense, "dense model"), (clusters, "clusters"))
-    return all(own is None or identity(own) in (None, info.inputs.get(name)) for own, name in made_from)

@@ -255,7 +255,12 @@ class Part:
 
 def read_part(path: Path) -> dict[str, Any]:
     """The content of a part's file; UserError for a file that is none."""
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except UserError as error:
+        raise UserError(
+            f"{str(error).rstrip('.')}; delete it, and the same command measures it again."
+        ) from None
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise UserError(
             f"{path} is no part of a study of costs; delete it, and the same command measures it again."

@@ -19,6 +19,7 @@ from typing import Any
 
 from moce.config import ClusterConfig, ExpertsConfig
 from moce.errors import UserError, did_you_mean
+from moce.stages.experts import require_sense
 
 STRATEGY = "strategy"
 
@@ -125,8 +126,8 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
 def factors_of(given: Any, base: Base, where: str) -> list[Factor]:
     """The factors of a study: built-in ones by name, a table of levels, or (None) all that are built in.
 
-    Left out are levels that are the base's, those that change nothing but what their gate does not use or cannot have,
-    and factors without a level. UserError for what cannot be.
+    Left out are levels that are the base's, those that change nothing but what their gate does not use, built-in ones
+    that the base cannot have, and factors without a level. UserError for what cannot be.
     """
     if isinstance(given, dict):
         found = [Factor(name, "", own_levels(name, wanted, where)) for name, wanted in given.items()]
@@ -141,7 +142,11 @@ def factors_of(given: Any, base: Base, where: str) -> list[Factor]:
             Factor(name, BUILT_IN[name][0], [level_of(options, where) for options in BUILT_IN[name][1](base)])
             for name in names
         ]
-    kept = [Factor(f.name, f.about, [own for own in f.levels if differs(own, base)]) for f in found]
+    own = isinstance(given, dict)
+    kept = [
+        Factor(f.name, f.about, [v for v in f.levels if differs(v, base) and (own or possible(v, base))])
+        for f in found
+    ]
     return [factor for factor in kept if factor.levels]
 
 
@@ -199,15 +204,20 @@ def spelled(value: Any) -> str:
 
 
 def differs(level: Level, base: Base) -> bool:
-    """Whether a level is another one than the base: more than options that its gate does not use or cannot have."""
+    """Whether a level is another one than the base: more than options that its gate does not use."""
     changed = {name for name, value in level.options.items() if base.value(name) != like(value)}
     experts = replace(base.experts, **{n: like(v) for n, v in level.experts.items()})
-    unused = {*experts.idle()}
-    if experts.gate != "cluster":
-        unused.add("shuffle_clusters")
-    if experts.gate in ("none", "token"):  # no sub-models to choose from
-        unused.add(STRATEGY)
-    return bool(changed - unused)
+    return bool(changed - {*experts.idle()})
+
+
+def possible(level: Level, base: Base) -> bool:
+    """Whether the base may be changed so: its gate has what is changed, and sub-models where one is to be chosen."""
+    experts = replace(base.experts, **{n: like(v) for n, v in level.experts.items()}, quiet=True)
+    try:
+        require_sense(experts)
+    except UserError:
+        return False
+    return level.strategy is None or experts.gate not in ("none", "token")
 
 
 def like(value: Any) -> Any:

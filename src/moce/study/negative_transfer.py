@@ -137,11 +137,13 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
 
     def more(plan: Plan, progress: Progress, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
         found = transfer(plan, Measured(plan, progress.results), equal)
+        for part in found:
+            chart = plan.out / f"improvement-{part['protocol']}-equal-{part['equal']}.svg"
+            write_svg(chart, halves_chart(part))
         return {"halves": pictures.to_json(), "transfer": found}, halves_tables(found)
 
     result = finish(plan, config, more)
     for part in result["transfer"]:
-        write_svg(plan.out / f"improvement-{part['protocol']}-equal-{part['equal']}.svg", halves_chart(part))
         say(f"{part['protocol']}, equal {part['equal']}: {verdict(part)}", config.quiet)
     return result
 

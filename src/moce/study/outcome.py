@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moce.config import StudyConfig
-from moce.engine.files import read_json, require_writable, write_json, write_whole
+from moce.engine.files import held, read_json, require_writable, write_json, write_whole
 from moce.engine.progress import say
 from moce.engine.runs import RESULT
 from moce.errors import UserError, counted
@@ -29,7 +29,7 @@ def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[st
     file = None if config.config is None else Path(config.config).read_text(encoding="utf-8")  # as it is now
     prepare(plan.out, config)
     worker = carry_out(plan, config)
-    with tried.alone(plan.out / ".result.lock"):  # of several processes, who looked last writes last
+    with held(plan.out / ".locks" / "result"):  # of several processes, who looked last writes last
         progress = worker.progress()
         result = summary(plan, progress)
         further, text = more(plan, progress, result) if more else ({}, "")

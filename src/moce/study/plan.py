@@ -39,8 +39,15 @@ def task_name(spelled: str) -> str:
 
 def corpus(images: str) -> str:
     """What pre-training pictures are called, without where they lie here; a file is named with its folder."""
-    if "://" in images or images.startswith("wds:"):
-        return images
+    if images.startswith("classes:"):
+        file, _, inner = images.removeprefix("classes:").partition(":")
+        return f"classes:{Path(file).name}:{corpus(inner)}"
+    if images.startswith("wds:"):
+        return "wds:" + "/".join(Path(images.removeprefix("wds:")).parts[-2:])
+    if "://" in images:
+        name, _, options = images.partition("?")
+        kept = [one for one in options.split("&") if one and not one.startswith("root=")]
+        return f"{name}?{'&'.join(kept)}" if kept else name
     path = Path(images)
     return "/".join(path.parts[-2:]) if path.suffix else path.name or images
 

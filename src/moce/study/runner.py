@@ -28,12 +28,10 @@ from moce.study.cells import (
     Waits,
     cost_of,
     evaluate_options,
-    is_finished,
     method_options,
     selecting,
-    stage_is_done,
-    training_of,
 )
+from moce.study.lineage import all_here, is_finished, require_known, stage_is_done, training_of
 from moce.study.plan import PROBES, Cell, Plan, Stage, task_name
 from moce.study.table import percent
 
@@ -95,7 +93,7 @@ def look(plan: Plan, cells: Cells, quiet: bool = True) -> Progress:
         if not quiet and cells.path(cell).is_file():
             stale = cells.stale(cell, cells.read(cell) or {})
             say(f"{cells.path(cell)} is stale ({stale}) and is measured again")
-    needed = {s.path for cell in found.left for s in cells.chain(cell)}
+    needed = {s.path for cell in found.left for s in cells.to_make(cells.chain(cell)[-1])}
     found.runs_left = [s for s in cells.stages() if s.path in needed and not stage_is_done(s)]
     found.undecided = cells.undecided(found.left)
     return found
@@ -248,6 +246,9 @@ class Worker:
         """UserError where a finished run is not that of the plan: its verb says what differs, or has nothing to do."""
         for stage in self.cells.stages():
             if is_finished(stage) and not stage_is_done(stage):
+                if not all_here(stage):
+                    require_known(stage)
+                    continue
                 with suppress(Busy):
                     self._call(str(stage.verb), True, **stage.arguments())
                     self.done.add(stage.path)
@@ -275,7 +276,7 @@ class Worker:
 
     def ready(self, stage: Stage) -> bool:
         """Make a run and those that it needs; False where another process works in one of them."""
-        for one in stage.chain():
+        for one in self.cells.to_make(stage):
             if one.path in self.busy or one.path in self.failed:
                 return False
             if one.path in self.done or stage_is_done(one):

@@ -146,7 +146,7 @@ def require_options(settings: Settings, table: str, options: Mapping[str, Any], 
     for name in SAID:
         if name in options and (table, name) != ("pretrain", "model"):  # there it is the architecture
             raise UserError(f"{where}: '{name}' is said by the study itself; leave it out.")
-    if "devices" in options:
+    if options.get("devices", 1) != 1:
         raise UserError(
             f"{where}: a study runs in one process; leave 'devices' out, or train a run by itself."
         )
@@ -162,11 +162,15 @@ def require_options(settings: Settings, table: str, options: Mapping[str, Any], 
         raise UserError(f"{where}: {error}") from None
 
 
-def require_trainable(settings: Settings, options: Mapping[str, Any], within: str) -> None:
-    """UserError for options of experts that train-experts would refuse, or of which nothing could be measured."""
+def require_trainable(settings: Settings, options: Mapping[str, Any], within: str) -> ExpertsConfig:
+    """The config of experts with these options beside those of [experts].
+
+    UserError where train-experts would refuse them, or nothing could be measured of what it makes.
+    """
     from moce.stages.experts import require_sense  # torch
 
-    config = require_options(settings, "experts", {**settings.content.get("experts", {}), **options}, within)
+    options = {**settings.content.get("experts", {}), **options}
+    config: ExpertsConfig = require_options(settings, "experts", options, within)
     try:
         require_sense(replace(config, quiet=True))
     except UserError as error:
@@ -176,6 +180,7 @@ def require_trainable(settings: Settings, options: Mapping[str, Any], within: st
             f"{settings.where} [{within}]: with top_k {config.top_k} no sub-model of the dense size can be sliced out, "
             "so none could be measured; leave top_k at 1, or give gate 'token'."
         )
+    return config
 
 
 def evaluation_options(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -32,21 +32,23 @@ class Measured:
 
     def table(self, protocol: str) -> Table:
         """Tasks by arms."""
-        own = [r for r in self.results if r["protocol"] == protocol]
         unranked = {arm.name for arm in self.plan.arms if arm.reference} | set(self.fewer_seeds(protocol))
-        return Table(protocol, own, self.names, frozenset(unranked))
+        return Table(protocol, self._of(protocol), self.names, frozenset(unranked))
+
+    def _of(self, protocol: str) -> list[dict[str, Any]]:
+        return [r for r in self.results if r["protocol"] == protocol]
 
     def fewer_seeds(self, protocol: str) -> dict[str, list[int]]:
-        """Arms that have fewer seeds than another one, and which; each of these on all tasks that it has."""
+        """Arms that have fewer seeds than a method among them, and which, on each of the tasks that means are over."""
+        everything = Table(protocol, self._of(protocol), self.names)
+        tasks = everything.shared or everything.tasks
         found: dict[str, list[int]] = {}
         for arm in self.plan.arms:
-            by_task: dict[str, set[int]] = {}
-            for r in self.results:
-                if (r["method"], r["protocol"]) == (arm.name, protocol):
-                    by_task.setdefault(r["task"], set()).add(r["seed"])
-            if by_task and len(self.plan.seeds_of(arm, protocol)) > 1:
-                found[arm.name] = sorted(set.intersection(*by_task.values()))
-        most = max(map(len, found.values()), default=0)
+            seeds = [{r["seed"] for r in everything.of(task, arm.name)} for task in tasks]
+            if any(seeds) and len(self.plan.seeds_of(arm, protocol)) > 1:
+                found[arm.name] = sorted(set.intersection(*filter(None, seeds)))
+        methods = [arm.name for arm in self.plan.arms if arm.name in found and not arm.reference]
+        most = max((len(found[name]) for name in methods), default=0)
         return {name: seeds for name, seeds in found.items() if len(seeds) < most}
 
     def seeds(self, arm: Arm, task: str, protocol: str) -> dict[int, dict[str, Any]]:

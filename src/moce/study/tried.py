@@ -20,6 +20,7 @@ from moce.engine.files import locked, sha256_of, write_whole
 from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
 from moce.study.cells import SPLITS
+from moce.study.lineage import leading_to
 from moce.study.plan import Arm, Plan, Stage, corpus, task_name
 from moce.study.runner import Progress
 from moce.verbs import resolve
@@ -56,7 +57,7 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     spent = {cell["study"]["run"]: cell["study"].get("cost", {}).get("seconds") for cell in cells}
     seconds = [own for own in spent.values() if own is not None]
     options = training_options(arm.models[seed], arm.options)
-    for stage in list(arm.models[seed].chain())[:-1]:  # of the study's own dense model and clusters
+    for stage in list(leading_to(arm.models[seed]))[:-1]:  # of the study's own dense model and clusters
         if stage.verb is not None and (own := training_options(stage, {})):
             options[stage.verb] = own
     if arm.selected_by is not None:
@@ -180,18 +181,18 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
-        header, rows = reader.fieldnames or (), list(reader)
+        header, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}.") from None
-    broken = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
-    if broken is not None:
-        raise UserError(
-            f"{path}, line {broken}: it has more or fewer columns than the first line; mend or delete it."
-        )
-    if tuple(header) == EARLIER:
-        return [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
-    if tuple(header) != COLUMNS:
+    if tuple(header) not in (EARLIER, COLUMNS):
         raise UserError(
             f"{path} has other columns than a list of what was tried; name another file for --tried."
         )
-    return rows
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise UserError(
+                f"{path}, line {line}: it has more or fewer columns than the first line; mend or delete it."
+            )
+    if tuple(header) == EARLIER:
+        return [{**dict.fromkeys(COLUMNS, ""), **row} for _, row in rows]
+    return [row for _, row in rows]
