@@ -4,7 +4,6 @@ A section is there when its input is there. contents.py reads, page/ says what a
 and escape all text.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +86,11 @@ def render(contents: Contents, sections: dict[str, Any]) -> str:
     )
 
 
+def in_points(value: float, digits: int = 1) -> str:
+    """A difference as the page has it: means with two digits, single tasks with one."""
+    return signed(value, digits)
+
+
 def environment() -> jinja2.Environment:
     """Templates that escape everything and refuse a name that is not there."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "page")
@@ -97,7 +101,7 @@ def environment() -> jinja2.Environment:
         "percent": percent,
         "clock": clock,
         "gib": lambda n: f"{n / 2**30:.1f} GiB",
-        "signed": partial(signed, digits=1),
+        "signed": in_points,
     }
     return made
 
