@@ -1,8 +1,10 @@
 """One small demonstration for all tests here: every kind of run, customised models and evaluations."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from comparisons import settings
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,14 @@ def parts(demonstration: Path) -> list[str]:
         demonstration / name for name in ("moce", "custom/letters", "mae-star", "clusters", "mae", "tokenmoe")
     ]
     return [str(p) for p in [*sorted((demonstration / "evaluations").glob("*.json")), *folders]]
+
+
+@pytest.fixture(scope="session")
+def study(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study; copy it before changing it."""
+    import moce
+
+    folder = tmp_path_factory.mktemp("compare")
+    file = settings(small_runs, folder)
+    moce.study("compare", out=folder / "study", config=file, quiet=True, device="cpu")
+    return folder

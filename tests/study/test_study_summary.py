@@ -1,15 +1,12 @@
-"""What the cells of a study say, against numbers worked out by hand; its tables, its page, and what was tried."""
+"""What the cells of a study say, against numbers worked out by hand; its tables and its page."""
 
-import csv
-import fcntl
 import json
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from cells import ARMS, LABELS, RESULTS, arm, cell, plan
 
 import moce
 from moce.engine.files import write_json
@@ -21,61 +18,6 @@ from moce.study.pairs import CHANCE, stands_out
 from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
 from moce.study.runner import Progress, estimate
 from moce.study.summary import summary
-from moce.study.tried import COLUMNS, add_to, alone, lines
-
-LABELS = [0, 0, 0, 0, 1, 1, 1, 1]
-
-
-def arm(name: str, seeds: Sequence[int] = (0, 1), one: bool = False, **more: Any) -> Arm:
-    """An arm with a model for each seed, or one for all."""
-    stages = {seed: Stage(f"runs/{slug(name)}-seed{seed}") for seed in seeds}
-    return Arm(name, dict.fromkeys(seeds, stages[seeds[0]]) if one else stages, **more)
-
-
-def plan(
-    arms: list[Arm], tasks: Sequence[str] = ("a", "b"), seeds: Sequence[int] = (0, 1), **more: Any
-) -> Plan:
-    return Plan(
-        "compare", Path("study"), arms, list(tasks), None, ["linear"], list(seeds), "data/photos", **more
-    )
-
-
-def cell(name: str, task: str, right: str, seed: int = 0, **more: Any) -> dict[str, Any]:
-    """A cell whose test pictures were named right (1) or not (0), of four pictures of each of two classes."""
-    predicted = [label if mark == "1" else 1 - label for label, mark in zip(LABELS, right, strict=True)]
-    study = {"arm": name, "run": f"{name} {seed}", "options": {}, "seconds": 2.0}
-    study["cost"] = {"seconds": 60.0, "parameters": 1_000_000, "cluster_seconds": 5.0, "dense_seconds": 100.0}
-    fixed = {
-        "schema": 1,
-        "protocol": "linear",
-        "metric": "top1",
-        "num_test": 8,
-        "model": "m",
-        "commit": "c" * 40,
-    }
-    value = right.count("1") / 8
-    settings = {"val_score": 0.5}
-    return {
-        **fixed, "task": task, "method": name, "value": value, "seed": seed, "predicted": predicted,
-        "labels": LABELS, "settings": settings, "study": study, **more,
-    }  # fmt: skip
-
-
-ARMS = [arm("MAE", one=True), arm("MAE*"), arm("MoCE"), arm("MoCE oracle", strategy="oracle")]
-RESULTS = [
-    cell("MAE", "a", "11000000"),
-    cell("MAE", "b", "11110000"),
-    cell("MAE*", "a", "11110000", 0),
-    cell("MAE*", "a", "11110000", 1),
-    cell("MAE*", "b", "11111000", 0),
-    cell("MAE*", "b", "11111000", 1),
-    cell("MoCE", "a", "11111000", 0),
-    cell("MoCE", "a", "11111110", 1),
-    cell("MoCE", "b", "11111000", 0),
-    cell("MoCE", "b", "11110000", 1),
-    cell("MoCE oracle", "a", "11111111", 0),
-    cell("MoCE oracle", "b", "11111111", 0),
-]
 
 
 @pytest.fixture(scope="module")
@@ -309,113 +251,6 @@ def test_only_arms_that_start_alike_are_called_so(tmp_path: Path) -> None:
     assert not found("timm:vit", None)["alike"]
     rows = study_section(found("timm:vit", None))["costs"]
     assert [row["options"] for row in rows] == ["the dense model", "as it is: timm:vit"]
-
-
-# What was tried
-
-
-def test_what_was_tried_is_written_once_and_only_when_whole(tmp_path: Path) -> None:
-    progress = Progress([r for r in RESULTS if not (r["method"] == "MoCE" and r["task"] == "b")], [])
-    found = list(lines(plan(ARMS), progress))
-    assert [(row["arm"], row["seed"]) for row in found] == [
-        ("MAE", "0"), ("MAE*", "0"), ("MAE*", "1"), ("MoCE oracle", "0"),
-    ]  # fmt: skip
-    file = tmp_path / "results" / "tried.csv"
-    assert add_to(file, found) == 4
-    assert add_to(file, found) == 0
-    assert add_to(file, list(lines(plan(ARMS), Progress(list(RESULTS), [])))) == 2
-    rows = list(csv.DictReader(file.read_text().splitlines()))
-    assert len(rows) == 6 and tuple(rows[0]) == COLUMNS
-    last = rows[-1]
-    assert (last["arm"], last["seed"], last["protocol"], last["tasks"]) == ("MoCE", "1", "linear", "a b")
-    assert float(last["test"]) == pytest.approx((7 / 8 + 4 / 8) / 2)
-    assert (last["val_score"], last["train_seconds"], last["corpus"]) == ("0.50000", "60.0", "photos")
-    assert json.loads(last["options"]) == {}
-
-
-def test_other_options_of_evaluation_are_another_line(tmp_path: Path) -> None:
-    def of(name: str, options: dict[str, Any], labels: list[int] = LABELS) -> list[dict[str, str]]:
-        own = cell("MAE*", "a", "11110000")
-        own["study"]["options"] = options
-        return list(lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([{**own, "labels": labels}], [])))
-
-    file = tmp_path / "tried.csv"
-    assert [add_to(file, of("MAE*", options)) for options in ({}, {"k": [3]}, {"k": [3]}, {})] == [1, 1, 0, 0]
-    assert add_to(file, of("MAE*", {}, LABELS[::-1])) == 1  # of other pictures
-    assert [row["evaluation"] for row in csv.DictReader(file.read_text().splitlines())] == [
-        "{}", '{"k": [3]}', "{}",
-    ]  # fmt: skip
-
-
-def test_lines_of_an_older_version_stay(tmp_path: Path) -> None:
-    (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
-    old = {name: value for name, value in new.items() if name not in ("evaluation", "data")}
-    text = ",".join(old) + "\n" + ",".join(["then", *list(old.values())[1:]]) + "\n"
-    (tmp_path / "tried.csv").write_text(text)
-    assert add_to(tmp_path / "tried.csv", [new]) == 0, "the same, as far as the old line says"
-    assert add_to(tmp_path / "tried.csv", [new, {**new, "seed": "1"}]) == 1
-    rows = list(csv.DictReader((tmp_path / "tried.csv").read_text().splitlines()))
-    assert [row["date"] for row in rows] == ["then", new["date"]] and rows[0]["data"] == ""
-
-
-def test_two_processes_lose_no_line(tmp_path: Path) -> None:
-    file = tmp_path / "tried.csv"
-    (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
-
-    def add(first: int) -> None:
-        for number in range(first, first + 20):
-            add_to(file, [{**new, "seed": str(number)}])
-
-    threads = [Thread(target=add, args=(first,)) for first in (0, 100, 200)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(file.read_text().splitlines()) == 61
-    assert [path.name for path in tmp_path.iterdir()] == ["tried.csv"]  # no lock is left
-
-
-def test_a_lock_that_was_removed_while_one_waited_is_no_lock(tmp_path: Path) -> None:
-    path, inside = tmp_path / ".lock", []
-
-    def work(name: str) -> None:
-        with alone(path):
-            inside.append(name)
-            assert path.exists()
-
-    path.touch()
-    with open(path) as first:
-        fcntl.flock(first, fcntl.LOCK_EX)
-        waiting = Thread(target=work, args=("waited",))
-        waiting.start()
-        waiting.join(0.2)
-        path.unlink()  # what the holder does at its end
-        work("new")  # another file, which the one who waits does not hold
-        assert inside == ["new"]
-    waiting.join()
-    assert inside == ["new", "waited"] and not path.exists()
-
-
-def test_another_table_is_not_added_to(tmp_path: Path) -> None:
-    (tmp_path / "mine.csv").write_text("name,age\nann,7\n")
-    with pytest.raises(UserError, match="mine.csv has other columns"):
-        add_to(tmp_path / "mine.csv", [])
-    assert (tmp_path / "mine.csv").read_text() == "name,age\nann,7\n"
-    for row in ("a,b", ",".join("x" * (len(COLUMNS) + 1))):
-        (tmp_path / "mine.csv").write_text(",".join(COLUMNS) + "\n" + row + "\n")
-        with pytest.raises(UserError, match="mine.csv, line 2: it has more or fewer columns"):
-            add_to(tmp_path / "mine.csv", [])
-
-
-def test_what_the_own_clusters_of_an_arm_are_stands_in_its_line() -> None:
-    clusters = Stage("runs/c", "cluster", {"num_clusters": 7, "images": "x"}, {"enc": Stage("runs/mae")})
-    needs = {"mae": Stage("runs/mae"), "clusters": clusters}
-    for gate, told in (("cluster", {"num_clusters": 7}), ("none", None)):  # which reads none
-        own = {"images": "x", "gate": gate, "epochs": 3, "preset": "debug"}
-        stage = Stage("runs/moce-seed0", "train-experts", own, needs)
-        one = plan([Arm("MoCE", {0: stage})], tasks=["a"], seeds=[0])
-        row = next(lines(one, Progress([cell("MoCE", "a", "1" * 8)], [])))
-        assert json.loads(row["options"]).get("cluster") == told
 
 
 def test_a_study_without_the_method_says_that_there_is_no_primary_endpoint() -> None:

@@ -21,7 +21,7 @@ from moce.model.weights import read_header
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.study.factors import CLUSTER_OPTIONS, Base, Factor, Level, factors_of, said, spelled
 from moce.study.outcome import finish
-from moce.study.plan import Arm, Plan, Stage, slug
+from moce.study.plan import WHOLE, Arm, Plan, Stage, slug
 from moce.study.runner import Progress
 from moce.study.settings import (
     KEYS,
@@ -115,7 +115,7 @@ def require_level(settings: Settings, level: Level) -> None:
     if level.strategy is None:
         return
     require_strategy(level.strategy, None, (*STRATEGIES, "oracle"))
-    if config.gate in ("none", "token"):
+    if config.gate in WHOLE:
         raise UserError(
             f"{settings.where} [{level.name}]: gate '{config.gate}' has no sub-models to choose from; leave the level "
             "out."

@@ -6,7 +6,7 @@
 
 A cell is written whole and measured once. It is taken as it is while the run that it measured, the options that it was
 measured with and the task's pictures are those of the study; else it is stale, which is said, and measured again.
-Where the run does not lie here any more, the options that it was trained with say whether it was that of the study. A
+What does not lie here any more of the run and of what led to it is compared with what the cell keeps (lineage.py). A
 cell of an older version does not say of which pictures and training it is, and counts. A cell carries what its run
 cost, so that cells alone, copied together from several machines, make up a study.
 """
@@ -88,16 +88,21 @@ def evaluate_options(plan: Plan, cell: Cell) -> dict[str, Any] | Waits:
     return options
 
 
-def read_cell(path: Path) -> dict[str, Any] | None:
-    """The content of a cell; None where there is none. UserError for a file that is no cell."""
-    if not path.is_file():
-        return None
+def read_measured(path: Path) -> Any:
+    """The content of a JSON file of a study; UserError, which says how to come by another one, when it is broken."""
     try:
-        content = read_json(path)
+        return read_json(path)
     except UserError as error:
         raise UserError(
             f"{str(error).rstrip('.')}; delete it, and the same command measures it again."
         ) from None
+
+
+def read_cell(path: Path) -> dict[str, Any] | None:
+    """The content of a cell; None where there is none. UserError for a file that is no cell."""
+    if not path.is_file():
+        return None
+    content = read_measured(path)
     if not is_evaluation(content) or not isinstance(content.get("study"), dict):
         raise UserError(f"{path} is no cell of a study; delete it, and the same command measures it again.")
     return content

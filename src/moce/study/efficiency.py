@@ -24,7 +24,7 @@ import torch
 
 from moce.config import BenchConfig, StudyConfig
 from moce.engine.devices import pick_device
-from moce.engine.files import held, read_json, write_json, write_whole
+from moce.engine.files import held, write_json, write_whole
 from moce.engine.progress import say
 from moce.engine.runs import RESULT, read_run, source_commit
 from moce.errors import UserError, did_you_mean
@@ -40,7 +40,7 @@ from moce.study.bench.steps import Steps
 from moce.study.bench.timing import Timed, Variant
 from moce.study.bench.turns import Row, Turns
 from moce.study.budget import Budget, Spent
-from moce.study.cells import fingerprints
+from moce.study.cells import fingerprints, read_measured
 from moce.study.efficiency_tables import cost_tables, markdown
 from moce.study.outcome import prepare
 from moce.study.settings import read_toml
@@ -255,12 +255,7 @@ class Part:
 
 def read_part(path: Path) -> dict[str, Any]:
     """The content of a part's file; UserError for a file that is none."""
-    try:
-        content = read_json(path)
-    except UserError as error:
-        raise UserError(
-            f"{str(error).rstrip('.')}; delete it, and the same command measures it again."
-        ) from None
+    content = read_measured(path)
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise UserError(
             f"{path} is no part of a study of costs; delete it, and the same command measures it again."

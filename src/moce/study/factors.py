@@ -20,6 +20,7 @@ from typing import Any
 from moce.config import ClusterConfig, ExpertsConfig
 from moce.errors import UserError, did_you_mean
 from moce.stages.experts import require_sense
+from moce.study.plan import WHOLE
 
 STRATEGY = "strategy"
 
@@ -142,11 +143,13 @@ def factors_of(given: Any, base: Base, where: str) -> list[Factor]:
             Factor(name, BUILT_IN[name][0], [level_of(options, where) for options in BUILT_IN[name][1](base)])
             for name in names
         ]
-    own = isinstance(given, dict)
-    kept = [
-        Factor(f.name, f.about, [v for v in f.levels if differs(v, base) and (own or possible(v, base))])
-        for f in found
-    ]
+    built_in = not isinstance(given, dict)
+    kept = []
+    for factor in found:
+        levels = [level for level in factor.levels if differs(level, base)]
+        if built_in:
+            levels = [level for level in levels if possible(level, base)]
+        kept.append(Factor(factor.name, factor.about, levels))
     return [factor for factor in kept if factor.levels]
 
 
@@ -203,21 +206,25 @@ def spelled(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def changed_experts(level: Level, base: Base) -> ExpertsConfig:
+    """The base's options of experts with those of a level."""
+    return replace(base.experts, **{name: like(value) for name, value in level.experts.items()})
+
+
 def differs(level: Level, base: Base) -> bool:
     """Whether a level is another one than the base: more than options that its gate does not use."""
     changed = {name for name, value in level.options.items() if base.value(name) != like(value)}
-    experts = replace(base.experts, **{n: like(v) for n, v in level.experts.items()})
-    return bool(changed - {*experts.idle()})
+    return bool(changed - set(changed_experts(level, base).idle()))
 
 
 def possible(level: Level, base: Base) -> bool:
     """Whether the base may be changed so: its gate has what is changed, and sub-models where one is to be chosen."""
-    experts = replace(base.experts, **{n: like(v) for n, v in level.experts.items()}, quiet=True)
+    experts = changed_experts(level, base)
     try:
-        require_sense(experts)
+        require_sense(replace(experts, quiet=True))
     except UserError:
         return False
-    return level.strategy is None or experts.gate not in ("none", "token")
+    return level.strategy is None or experts.gate not in WHOLE
 
 
 def like(value: Any) -> Any:

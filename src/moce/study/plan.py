@@ -22,6 +22,7 @@ PROBES = ("knn", "linear")  # protocols in which the seed changes nothing but wh
 # Strategies that a choice is compared with, and that are none. They bound nothing: the best on validation need not be
 # the best on test, and one that was drawn at random may be better than any choice.
 REFERENCES = {"oracle": "best on validation", "random": "one drawn at random"}
+WHOLE = ("none", "token")  # gates whose models have no sub-models to choose from
 # Options of train-experts by which an arm would see other pictures, or in another order.
 PICTURES = ("epochs", "steps", "batch_size", "min_crop", "flip", "order", "only_clusters", "preset")
 

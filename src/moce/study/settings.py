@@ -12,7 +12,7 @@ from typing import Any
 
 from moce.config import ClusterConfig, EvaluateConfig, ExpertsConfig, PretrainConfig, StudyConfig
 from moce.errors import UserError, did_you_mean
-from moce.study.plan import Arm, Plan, Stage, slug, task_name
+from moce.study.plan import WHOLE, Arm, Plan, Stage, slug, task_name
 from moce.study.selection import selected_options, selecting_arm
 from moce.verbs import resolve
 
@@ -348,7 +348,7 @@ def require_choice(settings: Settings, arm: Mapping[str, Any], where: str) -> No
         raise UserError(f"{where}: {error}") from None
     options = arm.get("options", {})
     gate = {**settings.content.get("experts", {}), **options}.get("gate", "cluster") if options else "none"
-    if "model" not in arm and gate in ("none", "token"):
+    if "model" not in arm and gate in WHOLE:
         raise UserError(
             f"{where}: strategy '{strategy}' needs sub-models to choose from, and this arm has none."
         )
