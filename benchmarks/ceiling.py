@@ -12,14 +12,13 @@ so that it can be interrupted.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import moce
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
-from moce.errors import UserError
+from moce.errors import run_script
 from moce.images.sources import open_images
 
 SHAPE = (
@@ -77,8 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

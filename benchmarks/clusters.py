@@ -27,6 +27,7 @@ import torch
 
 from moce.config import ClusterConfig
 from moce.engine.devices import keep_freed_memory
+from moce.errors import run_script
 from moce.model.assigner import cosines
 from moce.stages import balance, cluster
 from moce.stages.agreement import normalised_mutual_information, purity
@@ -194,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

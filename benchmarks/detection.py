@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from moce.engine.files import read_json, write_json, write_whole
-from moce.errors import UserError
+from moce.errors import run_script
 from moce.model.weights import build_model, read_header, save_model
 
 SCORES = ("box_map", "box_map_50", "box_map_75", "mask_map", "mask_map_50", "mask_map_75")
@@ -147,8 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -17,7 +17,7 @@ from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
-from moce.errors import UserError
+from moce.errors import UserError, run_script
 from moce.images.sources import open_images
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
@@ -70,8 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -8,14 +8,13 @@ For each part of the training, by the steps that were logged: how much larger th
 import argparse
 import dataclasses
 import json
-import sys
 from itertools import pairwise
 from typing import Any
 
 from moce.config import ExpertsConfig
 from moce.engine.files import write_json
 from moce.engine.runs import RunInfo, read_run, source_commit
-from moce.errors import UserError
+from moce.errors import UserError, run_script
 
 INPUTS = ("images", "dense model")
 OPTIONS = ("seed", "batch_size", "epochs", "steps", "order", "min_crop", "flip", "only_clusters")
@@ -83,8 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from moce.errors import run_script
+
 METHODS = {"MAE": "mae", "MAE*": "mae-star", "TokenMoE": "tokenmoe", "MoCE": "moce"}
 PROTOCOLS = ("knn", "linear")
 
@@ -156,4 +158,4 @@ def table(content: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 import moce
 from moce.engine.files import write_json
+from moce.errors import run_script
 from moce.model.assigner import Assigner
 from moce.model.weights import write_tensors
 
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

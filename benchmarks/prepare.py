@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 import moce
 from moce.engine.devices import keep_freed_memory
+from moce.errors import run_script
 from moce.images.augment import finish, flips
 from moce.images.loader import training_batches
 from moce.images.sampler import Order
@@ -203,4 +204,4 @@ def row(name: str, runs: list[tuple[float, float]], plain_runs: list[tuple[float
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,7 +17,7 @@ import torch
 import moce
 from moce.engine.files import write_json, write_whole
 from moce.engine.runs import read_run
-from moce.errors import UserError
+from moce.errors import run_script
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import read_header, save_model
 
@@ -84,8 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -32,6 +32,7 @@ from PIL import Image
 from moce.config import ClusterConfig, PretrainConfig
 from moce.engine.devices import num_workers_of
 from moce.engine.runs import source_commit
+from moce.errors import run_script
 from moce.images.reading import forget
 from moce.images.sources import Source, open_images
 from moce.images.tarindex import SETTLED
@@ -220,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,7 +15,6 @@ Others with experts choose them as they do on a task, without noise: by token, o
 """
 
 import argparse
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import sha256_of, write_json
 from moce.engine.runs import read_run, source_commit
-from moce.errors import UserError
+from moce.errors import UserError, run_script
 from moce.images.augment import finish
 from moce.images.loader import centred_batches
 from moce.images.sources import open_images
@@ -179,8 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

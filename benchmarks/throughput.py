@@ -28,6 +28,7 @@ import torch
 
 from moce.engine.files import write_json, write_whole
 from moce.engine.runs import source_commit
+from moce.errors import run_script
 
 MODEL = ("--model", "test_vit", "--decoder-depth", "2", "--decoder-width", "96", "--decoder-heads", "3")
 ROWS = 2048  # of a row group
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,5 +1,6 @@
 """Options: presets, values that do not fit, and the two ways to give them."""
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 import moce
 from moce.__main__ import parse
-from moce.config import CONFIGS, ExpertsConfig, PretrainConfig
+from moce.config import CONFIGS, ExpertsConfig, PretrainConfig, experts_method
 from moce.errors import UserError
 from moce.options import changed_method_options
 from moce.presets import PRESETS
@@ -171,3 +172,20 @@ def test_help_is_quick_and_needs_no_torch(cli) -> None:
         if line.startswith("import time:")
     }
     assert "moce.config" in imported and not imported & {"torch", "numpy", "timm"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "MoCE"),
+        ({"shared_gradient": 0.25}, "MoCE, shared gradient"),
+        ({"gate": "token", "shared_gradient": 0.25}, "TokenMoE, shared gradient"),
+        ({"shuffle_clusters": True, "shared_gradient": 0.25}, "random clusters, shared gradient"),
+        ({"gate": "none", "shared_gradient": 0.25}, "MAE*"),  # which does not use it
+        ({"gate": "none", "only_mlps": True}, "MAE*, MLPs alone"),
+        ({"gate": "none", "only_clusters": (1, 2)}, "data selection"),
+    ],
+)
+def test_what_changes_a_method_is_in_its_name(options: dict, name: str) -> None:
+    config = resolve(ExpertsConfig, {"mae": "m", "clusters": "c", "images": "x", "out": "y", **options})
+    assert experts_method(dataclasses.asdict(config)) == name

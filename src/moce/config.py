@@ -248,14 +248,14 @@ class ExpertsConfig(Training):
 
 def experts_method(options: Mapping[str, Any]) -> str:
     """What the method of a run of train-experts is called, by its options."""
-    if options.get("shuffle_clusters"):
-        return "random clusters"
+    gate = options["gate"]
     mlps = ", MLPs alone" if options.get("only_mlps") else ""
     if options.get("only_clusters"):
         return f"data selection{mlps}"
-    if mlps:
-        return f"MAE*{mlps}"
-    return {"cluster": "MoCE", "token": "TokenMoE", "none": "MAE*", "sdr": "SDR"}[options["gate"]]
+    names = {"cluster": "MoCE", "token": "TokenMoE", "none": f"MAE*{mlps}", "sdr": "SDR"}
+    name = "random clusters" if options.get("shuffle_clusters") else names[gate]
+    shared = options.get("shared_gradient") and gate in ("cluster", "token")
+    return f"{name}, shared gradient" if shared else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ is wrong, where, and what to do. Everything else that escapes is a fault of ours
 
 import difflib
 import glob
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # How much of a choice, and of its beginning, has to be as in the word that it may be meant by: 2 * same / both lengths.
@@ -27,6 +28,15 @@ class NotFinite(UserError):
 
 class ProcessLost(RuntimeError):
     """Another process of the same run is gone; the message is one sentence for people, the exit code 1."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a UserError ends it as it ends `moce`: the sentence on stderr, exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def require_there(uri: str) -> None:
