@@ -34,7 +34,7 @@ OPTIONS: dict[str, Any] = {
 EXPERTS: dict[str, dict[str, Any]] = {
     "moce": {"gate": "cluster", "top_k": 2},
     "token": {"gate": "token", "balance": 0.5, "shared_gradient": 0.3},
-    "star": {"gate": "none"},
+    "star": {"gate": "none", "hash_content": True},
     "sdr": {"gate": "sdr", "distill_until": 0.5},
     "shuffled": {"shuffle_clusters": True, "embedding": "learned", "gate_start": "super-centroids"},
     "selected": {"gate": "none", "only_clusters": (1, 4)},

@@ -46,7 +46,17 @@ class Distributed(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Distributed):
+class Pictures:
+    """Options of everything that keeps which pictures it read."""
+
+    hash_content: bool = method(
+        False,
+        "tell pictures by all their bytes too, not only by names, sizes and number; reads all of them once",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Distributed, Pictures):
     """Options of everything that trains on pictures."""
 
     preset: str | None = given(
@@ -123,7 +133,7 @@ class PretrainConfig(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(Distributed):
+class ClusterConfig(Distributed, Pictures):
     """Cluster pictures into balanced clusters of a dense model's features."""
 
     enc: str = given("run folder of the dense model", positional=True)
@@ -259,7 +269,7 @@ def experts_method(options: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomizeConfig(Common):
+class CustomizeConfig(Common, Pictures):
     """Slice the experts that fit a task out of a model with experts: a plain ViT that timm loads."""
 
     moce: str = given("run folder of train-experts", positional=True)
@@ -395,7 +405,7 @@ class StudyConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(Common):
+class PrepareConfig(Common, Pictures):
     """Turn pictures into few small files that train fast."""
 
     images: str = given("pictures: whatever the other verbs take")

@@ -15,6 +15,7 @@ from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
 import moce
 from moce.engine.shards import dimension
 from moce.errors import UserError
+from moce.images.content import BYTES
 
 WORKER = Path(__file__).parent.parent / "two_processes.py"
 
@@ -55,6 +56,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
 def test_two_processes_train_what_one_trains(two: Two, name: str) -> None:
     assert len(lines(two.one / name)) == 10
     assert_same_numbers(two.one / name, two.folder / name)
+    one, both = (json.loads((folder / name / "config.json").read_text()) for folder in (two.one, two.folder))
+    assert one["inputs"] == both["inputs"] and (BYTES in one["inputs"]) == (name == "star")
 
 
 def test_two_processes_find_the_same_clusters(two: Two) -> None:

@@ -164,6 +164,23 @@ def test_other_strategies_write_a_model(small_runs, tmp_path: Path, strategy: st
     timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
 
 
+@pytest.mark.parametrize("strategy", ["cluster:3", "random"])
+def test_pictures_vote_even_where_they_do_not_choose(
+    small_runs, tmp_path: Path, strategy: str, monkeypatch
+) -> None:
+    """So a cluster that somebody names can be seen beside those that the pictures fall into."""
+    common = {"strategy": strategy, "quiet": True}
+    blind = moce.customize(small_runs.moce, out=tmp_path / "blind", **common)
+    seeing = moce.customize(small_runs.moce, images=TASK, out=tmp_path / "seeing", **common)
+    voted = moce.customize(small_runs.moce, images=TASK, out=tmp_path / "voted", quiet=True)
+    for name in ("votes", "margin", "entropy", "fit", "shares", "num_images"):
+        assert seeing[name] == voted[name] != blind[name], name
+    assert seeing["experts"] == blind["experts"] and seeing["fingerprint"] == blind["fingerprint"]
+    monkeypatch.setattr("moce.stages.customize.MOST_ENTROPY", 0.0)
+    with pytest.raises(UserError, match="No cluster fits"):
+        moce.customize(small_runs.moce, images=TASK, out=tmp_path / "strict", strict=True, **common)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

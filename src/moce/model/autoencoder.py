@@ -99,6 +99,7 @@ def is_plain(encoder: Any) -> bool:
     """Whether a network is a ViT with class token, a position for each token, and MLPs; nothing added."""
     return (
         isinstance(encoder, VisionTransformer)
+        and encoder.cls_token is not None
         and encoder.num_prefix_tokens == 1
         and encoder.pos_embed is not None
         and encoder.pos_embed.shape[1] == encoder.patch_embed.num_patches + 1

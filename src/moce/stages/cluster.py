@@ -24,6 +24,7 @@ from moce.engine.processes import group
 from moce.engine.progress import say, track
 from moce.engine.runs import Run, open_run, read_run
 from moce.errors import UserError
+from moce.images.content import IMAGES, picture_inputs
 from moce.images.loader import survey
 from moce.images.sources import Source, open_images, require_apart
 from moce.model.assigner import Assigner, adjusted_scores, cosines, quantiles
@@ -104,7 +105,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
     require_apart(source, config.out, below=False)
     refuse_too_few(len(source), config)
     refuse_too_few(len(source) - len(survey(source, config.quiet).unreadable), config)
-    inputs = {"images": source.fingerprint(), "dense model": fingerprint(model)}
+    inputs = {**picture_inputs(source, config.hash_content, config.quiet), "dense model": fingerprint(model)}
     with open_run(config.out, "cluster", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite makes the clusters again", config.quiet)
@@ -129,7 +130,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
             crop_pct=CROP_PCT,
             pixel_mean=pixels[0],
             pixel_std=pixels[1],
-            images_fingerprint=inputs["images"],
+            images_fingerprint=inputs[IMAGES],
             encoder_fingerprint=inputs["dense model"],
             cosine_quantiles=quantiles(fit),
             sizes=found.labels.bincount(minlength=config.num_clusters),

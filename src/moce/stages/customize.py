@@ -9,10 +9,10 @@ of the chosen cluster.
     per-layer   in every layer the expert with most votes, over all clusters
     average     in every layer the mean of the experts, weighted by votes: one model, no bet on a cluster
     nearest     the cluster whose centroid is nearest to the mean of the task's features
-    cluster:K   cluster K; no pictures needed
+    cluster:K   cluster K; needs no pictures
     knn         the sub-model whose nearest neighbours name the pictures best: 80 % of each class against the rest. The
                 only one that reads labels; how SDR, whose sub-nets are customised here as well, chooses
-    random      any of the sub-models, as the seed says; no pictures needed
+    random      any of the sub-models, as the seed says; needs no pictures
 
 For sub-nets of SDR, "expert" means sub-net, and a cluster's expert is the sub-net of its group, in every layer.
 """
@@ -38,6 +38,7 @@ from moce.engine.progress import say, track
 from moce.engine.randomness import uniform
 from moce.engine.runs import earlier_run, open_run, read_run
 from moce.errors import UserError, did_you_mean
+from moce.images.content import IMAGES, picture_inputs
 from moce.images.loader import centred_batches, survey
 from moce.images.sources import Source, open_images, require_apart
 from moce.images.tasks import split_uri
@@ -53,7 +54,7 @@ from moce.stages.nearest import SHEET, nearest_pictures, write_sheet
 from moce.verbs import verb
 
 STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K", "knn", "random")
-BLIND = ("cluster:", "random")  # strategies that begin so look at no pictures
+BLIND = ("cluster:", "random")  # strategies that begin so choose without pictures
 THUMBS_FILE = "thumbs/thumbs.safetensors"
 LEAST_PERCENTILE = 5.0  # of random pre-training subsets of the task's size; below it no cluster fits
 MOST_ENTROPY = 0.9  # of the vote, as a share of log K; above it no cluster fits
@@ -238,11 +239,11 @@ def select(
     shares_LE = None if votes is None else vote_shares(model, votes)
     if strategy.startswith("cluster:"):
         cluster = int(strategy.removeprefix("cluster:"))
-        return Selection(strategy, cluster, weights_of(model, routes(model)[:, cluster]))
+        return Selection(strategy, cluster, weights_of(model, routes(model)[:, cluster]), shares_LE)
     if strategy == "random":
         there = distinct(model, strategy)
         draw = uniform(seed, f"random sub-model {task}", 0, torch.zeros(1, dtype=torch.int64), 1)
-        return there[int(draw * len(there))]
+        return dataclasses.replace(there[int(draw * len(there))], shares_LE=shares_LE)
     if votes is None or shares_LE is None:
         raise UserError(f"--strategy {strategy} looks at the task's pictures: give --images.")
     if strategy == "average":
@@ -414,11 +415,7 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
     strategy = config.strategy or default_strategy(model.expert_shape.gate)
     require_strategy(strategy, assigner.num_clusters)
     config = dataclasses.replace(config, strategy=strategy)
-    needs_pictures = not strategy.startswith(BLIND)
     source = open_images(config.images, model.shape.channels) if config.images is not None else None
-    if source is not None and not needs_pictures:
-        say(f"--strategy {strategy} does not look at --images", config.quiet)
-        source = None
     if source is not None:
         require_apart(source, config.out, below=False)
     if source is not None and split_uri(Path(str(config.images)), "train"):
@@ -428,7 +425,8 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
             config.quiet,
         )
     unreadable = survey(source, config.quiet).unreadable if source else []
-    inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
+    inputs = {"model": fingerprint(model)}
+    inputs |= picture_inputs(source, config.hash_content, config.quiet) if source else {IMAGES: ""}
     earlier = earlier_run(Path(config.out), "customize", config, inputs)  # before all pictures are looked at
     if earlier is not None and earlier.finished and not config.overwrite:
         say(f"{earlier.path} is finished; --overwrite makes it again", config.quiet)

@@ -32,6 +32,7 @@ from moce.engine.runs import Run, open_run, read_run
 from moce.engine.shards import require_shards_possible
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
+from moce.images.content import picture_inputs
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation
 from moce.images.sources import open_images, require_apart
@@ -307,13 +308,14 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     dense, header = load_model(dense_run.path)
     source = open_images(config.images, dense.shape.channels)
     require_apart(source, config.out, below=False)
-    clusters = read_clusters(config.clusters, dense, source.fingerprint())
+    pictures = picture_inputs(source, config.hash_content, config.quiet)
+    clusters = read_clusters(config.clusters, dense, pictures)
     trained_on = clusters.as_trained(dataclasses.asdict(config))
     selected = clusters.members(config.only_clusters) if config.only_clusters else None
     model = new_experts(dense, clusters.assigner, config)
     checked = survey(source, config.quiet)
     inputs = {
-        "images": source.fingerprint(),
+        **pictures,
         "dense model": fingerprint(dense),
         "clusters": clusters.fingerprint(),
     }

@@ -21,6 +21,7 @@ from moce.engine.files import require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
 from moce.engine.runs import CONFIG, LOCK, Run, open_run
 from moce.errors import UserError
+from moce.images.content import picture_inputs
 from moce.images.decode import UnreadableImage, decode
 from moce.images.loader import in_workers
 from moce.images.packing import (
@@ -59,7 +60,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         say("--quality is not used: an array holds pixels", config.quiet)
     if config.format != "array" and config.channels != PrepareConfig.channels:
         say(f"--channels is not used: {config.format} files keep grey and colour as they are", config.quiet)
-    with open_run(config.out, "prepare", config, {"images": source.fingerprint()}) as run:
+    with open_run(
+        config.out, "prepare", config, picture_inputs(source, config.hash_content, config.quiet)
+    ) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite prepares the pictures again", config.quiet)
             return run.result()

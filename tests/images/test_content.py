@@ -1,0 +1,111 @@
+"""Fingerprints by all bytes: what names, sizes and number cannot tell apart."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import moce
+from moce.errors import UserError
+from moce.images.content import BYTES, IMAGES, content_fingerprint, picture_inputs
+from moce.images.sources import open_images
+
+
+@pytest.fixture
+def bitmaps(tmp_path: Path) -> Path:
+    """40 pictures in files of one size, whatever they show."""
+    folder = tmp_path / "bitmaps"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.bmp")
+    return folder
+
+
+def touch_one_pixel(folder: Path) -> None:
+    path = sorted(folder.iterdir())[7]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def both(path: Path | str) -> tuple[str, str]:
+    found = picture_inputs(open_images(str(path)), hash_content=True)
+    return found[IMAGES], found[BYTES]
+
+
+def test_one_bit_of_one_picture_is_seen(bitmaps: Path, tmp_path: Path) -> None:
+    shutil.copytree(bitmaps, tmp_path / "elsewhere")
+    before = both(bitmaps)
+    assert both(tmp_path / "elsewhere") == before  # wherever they lie
+    touch_one_pixel(bitmaps)
+    after = both(bitmaps)
+    assert after[0] == before[0] and after[1] != before[1]
+    assert set(picture_inputs(open_images(str(bitmaps)))) == {IMAGES}
+
+
+def test_broken_pictures_count_as_such(bitmaps: Path) -> None:
+    (bitmaps / "03.bmp").write_bytes(b"not a picture")
+    held = both(bitmaps)[1]
+    (bitmaps / "03.bmp").unlink()
+    (bitmaps / "03.bmp").symlink_to("nowhere.bmp")
+    gone = both(bitmaps)[1]
+    assert held != gone == both(bitmaps)[1]
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar", "array"])
+def test_pictures_in_containers_have_bytes_too(bitmaps: Path, tmp_path: Path, form: str) -> None:
+    found = []
+    for name in ("before", "after"):
+        out = tmp_path / f"{form}-{name}"
+        moce.prepare(images=bitmaps, out=out, short_side=32, format=form, quiet=True, num_workers=0)
+        found.append(content_fingerprint(open_images(str(out))))
+        found.append(content_fingerprint(open_images(str(out))))
+        for path in bitmaps.iterdir():
+            Image.fromarray(np.flip(np.asarray(Image.open(path)), 0)).save(path)
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+def test_drawn_pictures_and_subsets_have_them_as_well(
+    bitmaps: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    toys = [open_images(f"toyworld://plants?size=32&num=24&seed={seed}") for seed in (0, 0, 1)]
+    digests = [content_fingerprint(toy) for toy in toys]
+    assert digests[0] == digests[1] != digests[2]
+    (tmp_path / "classes.txt").write_text("blobs\nrings\n")
+    part = content_fingerprint(open_images(f"classes:{tmp_path / 'classes.txt'}:{tiny_folder}"))
+    shutil.copytree(tiny_folder, tmp_path / "two", ignore=shutil.ignore_patterns("stripes"))
+    assert part == content_fingerprint(open_images(str(tmp_path / "two")))
+
+
+def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path) -> None:
+    common = {"images": bitmaps, "preset": "debug", "quiet": True, "num_workers": 0, "hash_content": True}
+    dense = {**common, "out": tmp_path / "mae", "epochs": 1, "image_size": 32}
+    moce.pretrain(**dense)
+    assert moce.pretrain(**dense)["verb"] == "pretrain"  # finished, and left alone
+    clusters = {**common, "out": tmp_path / "clusters", "num_clusters": 4}
+    moce.cluster(tmp_path / "mae", **clusters)
+    inputs = [
+        json.loads((tmp_path / run / "config.json").read_text())["inputs"] for run in ("mae", "clusters")
+    ]
+    assert inputs[0][BYTES] == inputs[1][BYTES] == both(bitmaps)[1]
+
+    touch_one_pixel(bitmaps)
+    with pytest.raises(UserError, match="other options: the bytes of the images differ; repeat"):
+        moce.pretrain(**dense)
+    with pytest.raises(UserError, match="other options: the bytes of the images differ; repeat"):
+        moce.cluster(tmp_path / "mae", **clusters)
+    experts = {**common, "out": tmp_path / "moce", "epochs": 1}
+    with pytest.raises(UserError, match="names and sizes are the same, but not all bytes"):
+        moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **experts)
+    assert not (tmp_path / "moce").exists()
+    # Who does not ask is not told: names and sizes are all that is compared then.
+    without = {**experts, "hash_content": False}
+    result = moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **without)
+    assert result["verb"] == "train-experts"
+    with pytest.raises(UserError, match=r"hash.content"):
+        moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **experts)
