@@ -18,7 +18,6 @@ from moce.engine.devices import pick_device
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
 from moce.errors import UserError, run_script
-from moce.images.content import picture_inputs
 from moce.images.sources import open_images
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
@@ -41,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     device, source = pick_device(given.device), open_images(given.images)
     dense, _ = load_model(read_run(read_run(given.clusters, "cluster").config["enc"], "pretrain").path)
-    clusters = read_clusters(given.clusters, dense, picture_inputs(source))
+    clusters = read_clusters(given.clusters, dense, source.fingerprint())
     rows: list[dict[str, Any]] = []
     for path in given.runs:
         info = read_run(path, "train-experts")

@@ -29,7 +29,6 @@ from moce.engine.files import sha256_of, write_json
 from moce.engine.runs import read_run, source_commit
 from moce.errors import UserError, run_script
 from moce.images.augment import finish
-from moce.images.content import picture_inputs
 from moce.images.loader import centred_batches
 from moce.images.sources import open_images
 from moce.model.autoencoder import MaskedAutoencoder, rows_of
@@ -122,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     device, source = pick_device(given.device), open_images(given.images)
     dense, _ = load_model(read_run(read_run(given.clusters, "cluster").config["enc"], "pretrain").path)
-    clusters = read_clusters(given.clusters, dense, picture_inputs(source))
+    clusters = read_clusters(given.clusters, dense, source.fingerprint())
     info = read_run(given.run, "train-experts")
     model, header = load_model(info.path, device)
     if not isinstance(model, ExpertAutoencoder) or not isinstance(model.gate, ClusterGate):

@@ -47,16 +47,17 @@ class Distributed(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Options of everything that keeps which pictures it read."""
+    """Options of stages that are continued with the same pictures alone."""
 
-    hash_content: bool = method(
+    hash_content: bool = speed(
         False,
-        "tell pictures by all their bytes too, not only by names, sizes and number; reads all of them once",
+        "also compare all bytes of the pictures, not only names, sizes and number, with those that a continued run or "
+        "the clusters had; reads all of them once",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Distributed, Pictures):
+class Training(Pictures, Distributed):
     """Options of everything that trains on pictures."""
 
     preset: str | None = given(
@@ -133,7 +134,7 @@ class PretrainConfig(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(Distributed, Pictures):
+class ClusterConfig(Pictures, Distributed):
     """Cluster pictures into balanced clusters of a dense model's features."""
 
     enc: str = given("run folder of the dense model", positional=True)
@@ -269,7 +270,7 @@ def experts_method(options: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomizeConfig(Common, Pictures):
+class CustomizeConfig(Pictures, Common):
     """Slice the experts that fit a task out of a model with experts: a plain ViT that timm loads."""
 
     moce: str = given("run folder of train-experts", positional=True)
@@ -405,7 +406,7 @@ class StudyConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(Common, Pictures):
+class PrepareConfig(Pictures, Common):
     """Turn pictures into few small files that train fast."""
 
     images: str = given("pictures: whatever the other verbs take")

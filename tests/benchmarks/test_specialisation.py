@@ -16,7 +16,6 @@ import torch
 
 import moce
 from moce.errors import UserError
-from moce.images.content import picture_inputs
 from moce.images.sources import open_images
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.experts import ExpertAutoencoder
@@ -68,8 +67,8 @@ def measure(script: ModuleType, small_runs, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture(scope="module")
 def clusters(small_runs) -> Clusters:
-    pictures = picture_inputs(open_images(small_runs.images))
-    return read_clusters(str(small_runs.clusters), load_model(small_runs.mae)[0], pictures)
+    fingerprint = open_images(small_runs.images).fingerprint()
+    return read_clusters(str(small_runs.clusters), load_model(small_runs.mae)[0], fingerprint)
 
 
 @pytest.fixture(scope="module")

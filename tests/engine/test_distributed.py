@@ -13,9 +13,9 @@ from started import start_both
 from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
 
 import moce
+from moce.engine.runs import BYTES
 from moce.engine.shards import dimension
 from moce.errors import UserError
-from moce.images.content import BYTES
 
 WORKER = Path(__file__).parent.parent / "two_processes.py"
 

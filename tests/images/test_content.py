@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import moce
+from moce.engine.runs import BYTES
 from moce.errors import UserError
-from moce.images.content import BYTES, IMAGES, content_fingerprint, picture_inputs
+from moce.images.content import content_fingerprint
 from moce.images.sources import open_images
 
 
@@ -34,8 +37,8 @@ def touch_one_pixel(folder: Path) -> None:
 
 
 def both(path: Path | str) -> tuple[str, str]:
-    found = picture_inputs(open_images(str(path)), hash_content=True)
-    return found[IMAGES], found[BYTES]
+    source = open_images(str(path))
+    return source.fingerprint(), content_fingerprint(source)
 
 
 def test_one_bit_of_one_picture_is_seen(bitmaps: Path, tmp_path: Path) -> None:
@@ -45,7 +48,6 @@ def test_one_bit_of_one_picture_is_seen(bitmaps: Path, tmp_path: Path) -> None:
     touch_one_pixel(bitmaps)
     after = both(bitmaps)
     assert after[0] == before[0] and after[1] != before[1]
-    assert set(picture_inputs(open_images(str(bitmaps)))) == {IMAGES}
 
 
 def test_broken_pictures_count_as_such(bitmaps: Path) -> None:
@@ -82,7 +84,7 @@ def test_drawn_pictures_and_subsets_have_them_as_well(
     assert part == content_fingerprint(open_images(str(tmp_path / "two")))
 
 
-def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path, capsys) -> None:
     common = {"images": bitmaps, "preset": "debug", "quiet": True, "num_workers": 0, "hash_content": True}
     dense = {**common, "out": tmp_path / "mae", "epochs": 1, "image_size": 32}
     moce.pretrain(**dense)
@@ -103,9 +105,83 @@ def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="names and sizes are the same, but not all bytes"):
         moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **experts)
     assert not (tmp_path / "moce").exists()
-    # Who does not ask is not told: names and sizes are all that is compared then.
+    # Who does not ask is not told: names and sizes are all that is compared then, also when a run is continued.
     without = {**experts, "hash_content": False}
     result = moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **without)
-    assert result["verb"] == "train-experts"
-    with pytest.raises(UserError, match=r"hash.content"):
-        moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **experts)
+    assert moce.pretrain(**{**dense, "hash_content": False})["verb"] == "pretrain"
+    # A run that was made without is no reason to refuse one that asks.
+    touch_one_pixel(bitmaps)
+    assert moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **experts) == result
+    asked = {**common, "out": tmp_path / "unasked", "num_clusters": 4, "hash_content": False}
+    moce.cluster(tmp_path / "mae", **asked)
+    capsys.readouterr()
+    moce.train_experts(
+        tmp_path / "mae", tmp_path / "unasked", **{**experts, "out": tmp_path / "b", "quiet": False}
+    )
+    assert "unasked was made without --hash-content: whether its pictures had" in capsys.readouterr().err
+
+
+def test_what_can_be_refused_is_refused_before_all_is_read(
+    bitmaps: Path, tmp_path: Path, monkeypatch
+) -> None:
+    common = {"images": bitmaps, "preset": "debug", "quiet": True, "num_workers": 0, "image_size": 32}
+    moce.pretrain(**common, out=tmp_path / "mae", epochs=1)
+    monkeypatch.setattr("moce.stages.pictures.content_fingerprint", lambda *_: pytest.fail("read"))
+    with pytest.raises(UserError, match="--epochs was 1 and is now 2"):
+        moce.pretrain(**common, out=tmp_path / "mae", epochs=2, hash_content=True)
+
+
+def test_what_was_decoded_before_is_not_trained_on(bitmaps: Path, tmp_path: Path) -> None:
+    """Names and sizes are the same, so the pictures that this process keeps would be taken for these."""
+    common = {"images": bitmaps, "preset": "debug", "quiet": True, "num_workers": 0, "image_size": 32}
+    results = []
+    for name in ("before", "after", "again"):
+        results.append(
+            moce.pretrain(**common, out=tmp_path / name, epochs=1, hash_content=True)["fingerprint"]
+        )
+        if name == "before":
+            for path in bitmaps.iterdir():
+                Image.fromarray(np.flip(np.asarray(Image.open(path)), 0)).save(path)
+    assert results[0] != results[1] == results[2]
+
+
+def test_prepare_and_customise_know_bytes_too(small_runs, bitmaps: Path, tmp_path: Path, capsys) -> None:
+    runs = {
+        "prepare": lambda: moce.prepare(
+            images=bitmaps,
+            out=tmp_path / "prepare",
+            short_side=16,
+            hash_content=True,
+            quiet=True,
+            num_workers=0,
+        ),
+        "customize": lambda: moce.customize(
+            small_runs.moce,
+            images=bitmaps,
+            out=tmp_path / "customize",
+            hash_content=True,
+            quiet=True,
+            num_workers=0,
+        ),
+    }
+    for run in runs.values():
+        run()
+    touch_one_pixel(bitmaps)
+    for run in runs.values():
+        with pytest.raises(UserError, match="the bytes of the images differ"):
+            run()
+    moce.customize(small_runs.moce, out=tmp_path / "blind", strategy="cluster:0", hash_content=True)
+    assert "--hash-content is not used: there are no --images" in capsys.readouterr().err
+
+
+def test_pictures_in_lists_are_read_as_pixels(tmp_path: Path) -> None:
+    """A list in a column of parquet would become a Python number for each of its values."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for name, content in (("a", pixels), ("b", pixels), ("c", pixels[::-1])):
+        kind = pa.list_(pa.list_(pa.list_(pa.uint8())))
+        column = pa.array([picture.tolist() for picture in content], kind)
+        pq.write_table(pa.table({"image": column}), tmp_path / f"{name}.parquet")
+    sources = [open_images(str(tmp_path / f"{name}.parquet")) for name in "abc"]
+    assert sources[0].encoded(0) is None
+    a, b, c = map(content_fingerprint, sources)
+    assert a == b != c

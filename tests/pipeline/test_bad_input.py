@@ -230,6 +230,7 @@ def test_named_pictures_that_are_not_there(
         (["--image-size", "30"], ["--image-size 30", "multiple of --patch-size 8"]),
         (["--model", "vit_tinny"], ["vit_tinny", "Did you mean 'vit_tiny'"]),
         (["--model", "resnet18"], ["resnet18"]),
+        (["--model", "test_vit2"], ["--model test_vit2 is not a plain ViT (class token"]),
         (["--image-size", "100x64", "--patch-size", "16"], ["--image-size 100x64", "96x64 or 112x64"]),
         (["--image-size", "3x4x5"], ["--image-size", "HEIGHTxWIDTH"]),
         (["--channels", "65"], ["--channels must be at most 64"]),

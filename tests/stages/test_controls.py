@@ -20,6 +20,7 @@ from moce.verbs import resolve
 TASK = "toyworld://letters?split=train&num=48&size=32"
 CONTROLS = {
     "sdr": {"gate": "sdr"},
+    "shared": {"shared_gradient": 0.25, "distill": 0.0},
     "shuffled": {"shuffle_clusters": True, "embedding": "learned", "gate_start": "super-centroids"},
     "selected": {"gate": "none", "only_clusters": (2, 5), "distill_until": 0.0},
     "plain": {"gate": "none", "distill": 0.0},
@@ -51,7 +52,8 @@ def lines(run: Path) -> list[dict]:
 
 def test_methods_have_names_and_the_same_number_of_updates(controls: Controls, small_runs) -> None:
     assert {name: result["method"] for name, result in controls.results.items()} == {
-        "sdr": "SDR", "shuffled": "random clusters", "selected": "data selection", "plain": "MAE*",
+        "sdr": "SDR", "shared": "MoCE, shared gradient", "shuffled": "random clusters",
+        "selected": "data selection", "plain": "MAE*",
         "mlps": "data selection, MLPs alone",
     }  # fmt: skip
     for name, result in controls.results.items():

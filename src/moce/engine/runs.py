@@ -22,6 +22,7 @@ from moce.errors import UserError
 from moce.options import changed_method_options
 
 CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
+BYTES = "bytes of the images"  # an input that is compared where both sides know it
 LEAST_SPACE = 64 * 2**20  # bytes that a run folder's disk must have free before anything starts
 
 
@@ -198,8 +199,10 @@ def earlier_run(path: Path, verb: str, config: Any, inputs: Mapping[str, str]) -
     earlier = read_run(path, verb) if (path / CONFIG).is_file() else None
     if earlier is not None and not config.overwrite:
         changed = changed_method_options(earlier.config, config)
-        names = sorted(earlier.inputs.keys() | inputs.keys())
-        changed += [f"the {name} differ" for name in names if earlier.inputs.get(name) != inputs.get(name)]
+        names = earlier.inputs.keys() | inputs.keys()
+        if BYTES not in earlier.inputs.keys() & inputs.keys():
+            names -= {BYTES}
+        changed += [f"the {n} differ" for n in sorted(names) if earlier.inputs.get(n) != inputs.get(n)]
         if changed:
             raise UserError(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "

@@ -106,7 +106,10 @@ class ParquetImages:
     def encoded(self, index: int) -> bytes | None:
         """The file of the picture; None where there is none to be had."""
         group = self._group_of(index)
-        data = self._pictures(group)[index - int(self._starts[group])].as_py()
+        stored = self._pictures(group)[index - int(self._starts[group])]
+        if isinstance(stored, pa.ListScalar):  # pixels, each of which would become a Python number
+            return None
+        data = stored.as_py()
         return data if isinstance(data, bytes) else None
 
     def path(self, index: int) -> str | None:

@@ -82,7 +82,7 @@ def forget() -> None:
     _surveys.clear()
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -114,7 +114,7 @@ def _look(
 
     with (
         track(len(indices), "reading pictures", quiet=quiet) as progress,
-        ThreadPoolExecutor(_cores()) as pool,
+        ThreadPoolExecutor(cores()) as pool,
     ):
         for count in pool.map(decode, range(0, len(indices), CHUNK)):
             progress.advance(count)

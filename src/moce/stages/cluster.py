@@ -24,7 +24,6 @@ from moce.engine.processes import group
 from moce.engine.progress import say, track
 from moce.engine.runs import Run, open_run, read_run
 from moce.errors import UserError
-from moce.images.content import IMAGES, picture_inputs
 from moce.images.loader import survey
 from moce.images.sources import Source, open_images, require_apart
 from moce.model.assigner import Assigner, adjusted_scores, cosines, quantiles
@@ -33,6 +32,7 @@ from moce.stages.agreement import leading_classes, normalised_mutual_information
 from moce.stages.balance import balanced_clusters, chunk_rows
 from moce.stages.features import CROP_PCT, Features, embed_in_place, look_at_all
 from moce.stages.feed import list_unreadable
+from moce.stages.pictures import with_bytes
 from moce.stages.rounding import best_and_regret, capacity_labels, even_capacities
 from moce.stages.thumbs import choose_members, write_thumbs
 from moce.verbs import verb
@@ -104,8 +104,9 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
     source = open_images(config.images, model.shape.channels)
     require_apart(source, config.out, below=False)
     refuse_too_few(len(source), config)
+    inputs = {"images": source.fingerprint(), "dense model": fingerprint(model)}
+    inputs = with_bytes(inputs, source, "cluster", config)
     refuse_too_few(len(source) - len(survey(source, config.quiet).unreadable), config)
-    inputs = {**picture_inputs(source, config.hash_content, config.quiet), "dense model": fingerprint(model)}
     with open_run(config.out, "cluster", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite makes the clusters again", config.quiet)
@@ -130,7 +131,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
             crop_pct=CROP_PCT,
             pixel_mean=pixels[0],
             pixel_std=pixels[1],
-            images_fingerprint=inputs[IMAGES],
+            images_fingerprint=inputs["images"],
             encoder_fingerprint=inputs["dense model"],
             cosine_quantiles=quantiles(fit),
             sizes=found.labels.bincount(minlength=config.num_clusters),

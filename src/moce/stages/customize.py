@@ -38,7 +38,6 @@ from moce.engine.progress import say, track
 from moce.engine.randomness import uniform
 from moce.engine.runs import earlier_run, open_run, read_run
 from moce.errors import UserError, did_you_mean
-from moce.images.content import IMAGES, picture_inputs
 from moce.images.loader import centred_batches, survey
 from moce.images.sources import Source, open_images, require_apart
 from moce.images.tasks import split_uri
@@ -51,6 +50,7 @@ from moce.options import pair
 from moce.stages.feed import list_unreadable
 from moce.stages.membership import CLUSTERS_FILE
 from moce.stages.nearest import SHEET, nearest_pictures, write_sheet
+from moce.stages.pictures import with_bytes
 from moce.verbs import verb
 
 STRATEGIES = ("vote", "per-layer", "average", "nearest", "cluster:K", "knn", "random")
@@ -424,10 +424,13 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
             f"too; name {split_uri(Path(str(config.images)), 'train')} to leave them out",
             config.quiet,
         )
+    inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
+    if source is not None:
+        inputs = with_bytes(inputs, source, "customize", config)
+    elif config.hash_content:
+        say("--hash-content is not used: there are no --images", config.quiet)
     unreadable = survey(source, config.quiet).unreadable if source else []
-    inputs = {"model": fingerprint(model)}
-    inputs |= picture_inputs(source, config.hash_content, config.quiet) if source else {IMAGES: ""}
-    earlier = earlier_run(Path(config.out), "customize", config, inputs)  # before all pictures are looked at
+    earlier = earlier_run(Path(config.out), "customize", config, inputs)  # before the pictures vote
     if earlier is not None and earlier.finished and not config.overwrite:
         say(f"{earlier.path} is finished; --overwrite makes it again", config.quiet)
         return earlier.result()

@@ -32,7 +32,6 @@ from moce.engine.runs import Run, open_run, read_run
 from moce.engine.shards import require_shards_possible
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
-from moce.images.content import picture_inputs
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation
 from moce.images.sources import open_images, require_apart
@@ -52,6 +51,7 @@ from moce.model.weights import fingerprint, load_model, save_model
 from moce.stages.feed import Feed, list_unreadable, mask_noise, open_feed, prepared
 from moce.stages.membership import CLUSTERS_FILE, Clusters, read_clusters
 from moce.stages.patches import PATCHES_FILE, write_patches
+from moce.stages.pictures import require_same_bytes, with_bytes
 from moce.stages.starts import new_experts
 from moce.verbs import verb
 
@@ -308,17 +308,18 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     dense, header = load_model(dense_run.path)
     source = open_images(config.images, dense.shape.channels)
     require_apart(source, config.out, below=False)
-    pictures = picture_inputs(source, config.hash_content, config.quiet)
-    clusters = read_clusters(config.clusters, dense, pictures)
+    clusters = read_clusters(config.clusters, dense, source.fingerprint())
     trained_on = clusters.as_trained(dataclasses.asdict(config))
     selected = clusters.members(config.only_clusters) if config.only_clusters else None
     model = new_experts(dense, clusters.assigner, config)
-    checked = survey(source, config.quiet)
     inputs = {
-        **pictures,
+        "images": source.fingerprint(),
         "dense model": fingerprint(dense),
         "clusters": clusters.fingerprint(),
     }
+    inputs = with_bytes(inputs, source, "train-experts", config)
+    require_same_bytes(config.clusters, inputs, config.quiet)
+    checked = survey(source, config.quiet)
     with open_run(config.out, "train-experts", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)

@@ -14,7 +14,6 @@ from moce.engine.files import sha256_of
 from moce.engine.randomness import uniform
 from moce.engine.runs import read_run
 from moce.errors import UserError
-from moce.images.content import BYTES, IMAGES
 from moce.images.loader import readable_substitute
 from moce.model.assigner import Assigner
 from moce.model.autoencoder import MaskedAutoencoder
@@ -79,11 +78,8 @@ def clusters_fingerprint(found: Int64[Tensor, " pictures"]) -> str:
     return sha256_of(substituted(found).numpy().tobytes())
 
 
-def read_clusters(folder: str, dense: MaskedAutoencoder, pictures: Mapping[str, str]) -> Clusters:
-    """The clusters of a run folder; UserError when they are of another encoder or of other pictures.
-
-    `pictures` is what `picture_inputs` says of them; bytes are compared where both sides know them.
-    """
+def read_clusters(folder: str, dense: MaskedAutoencoder, images_fingerprint: str) -> Clusters:
+    """The clusters of a run folder; UserError when they are of another encoder or of other pictures."""
     info = read_run(folder, "cluster")
     info.result()
     clusters = clusters_in(info.path)
@@ -92,15 +88,9 @@ def read_clusters(folder: str, dense: MaskedAutoencoder, pictures: Mapping[str, 
         raise UserError(
             f"The clusters in {folder} are of another encoder; run `moce cluster` on this dense model."
         )
-    if assigner.images_fingerprint != pictures[IMAGES]:
+    if assigner.images_fingerprint != images_fingerprint:
         raise UserError(
             f"The clusters in {folder} are of other pictures; give --images as they were for `moce cluster`."
-        )
-    known = info.inputs.get(BYTES), pictures.get(BYTES)
-    if None not in known and known[0] != known[1]:
-        raise UserError(
-            f"The clusters in {folder} are of other pictures: names and sizes are the same, but not all bytes "
-            "(--hash-content); run `moce cluster` on these."
         )
     return clusters
 

@@ -21,7 +21,6 @@ from moce.engine.files import require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
 from moce.engine.runs import CONFIG, LOCK, Run, open_run
 from moce.errors import UserError
-from moce.images.content import picture_inputs
 from moce.images.decode import UnreadableImage, decode
 from moce.images.loader import in_workers
 from moce.images.packing import (
@@ -37,6 +36,7 @@ from moce.images.reading import refuse_if_many
 from moce.images.shrink import Small, original_name, small_jpeg, small_square
 from moce.images.sources import Source, open_images, require_apart
 from moce.stages.feed import list_unreadable
+from moce.stages.pictures import with_bytes
 from moce.verbs import verb
 
 CHUNK = 16  # pictures that a worker hands over at a time
@@ -60,9 +60,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         say("--quality is not used: an array holds pixels", config.quiet)
     if config.format != "array" and config.channels != PrepareConfig.channels:
         say(f"--channels is not used: {config.format} files keep grey and colour as they are", config.quiet)
-    with open_run(
-        config.out, "prepare", config, picture_inputs(source, config.hash_content, config.quiet)
-    ) as run:
+    inputs = with_bytes({"images": source.fingerprint()}, source, "prepare", config)
+    with open_run(config.out, "prepare", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite prepares the pictures again", config.quiet)
             return run.result()

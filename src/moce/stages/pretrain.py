@@ -14,7 +14,6 @@ from moce.engine.runs import open_run, read_run
 from moce.engine.shards import require_shards_possible
 from moce.engine.trainer import parameter_groups, train
 from moce.errors import UserError
-from moce.images.content import IMAGES, picture_inputs
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation, normalisation
 from moce.images.sources import open_images, require_apart
@@ -24,6 +23,7 @@ from moce.model.resize import resize
 from moce.model.weights import fingerprint, load_model, load_strictly, save_model
 from moce.options import pair, spelled_size
 from moce.stages.feed import list_unreadable, mask_noise, open_feed, prepared
+from moce.stages.pictures import with_bytes
 from moce.verbs import verb
 
 
@@ -160,7 +160,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     inputs = {"weights of --init": start.fingerprint} if start else {}
     source = open_images(config.images, config.channels)
     require_apart(source, config.out, below=False)
-    inputs |= picture_inputs(source, config.hash_content, config.quiet)
+    inputs["images"] = source.fingerprint()
+    inputs = with_bytes(inputs, source, "pretrain", config)
     checked = survey(source, config.quiet)
     with open_run(config.out, "pretrain", config, inputs) as run:
         if run.finished:
@@ -174,7 +175,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
         objective = DenseObjective(model, config, pixels)
         result = train(run, objective, feed.batches, feed.plan, config, "pretrain")
-        about = {"method": "MAE", **pixels._asdict(), "images": inputs[IMAGES], "seed": config.seed}
+        about = {"method": "MAE", **pixels._asdict(), "images": inputs["images"], "seed": config.seed}
         unreadable = group().union(feed.unreadable)
         run.once(lambda: save_model(run.path / "model.safetensors", model, about))
         run.once(lambda: list_unreadable(run.path, source, unreadable, config.quiet))

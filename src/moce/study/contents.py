@@ -160,7 +160,7 @@ def gather(paths: tuple[str, ...]) -> Contents:
         else:
             raise UserError(f"{item.path} is a file of a run; name the folder of the run instead.")
     contents.results = distinct(contents.results)  # a file beside the folder that it came from, or a copy
-    contents.runs.sort(key=lambda run: ORDER.index(run.method))
+    contents.runs.sort(key=lambda run: ORDER.index(run.method) if run.method in ORDER else len(ORDER))
     order = [str(run.info.path) for run in contents.runs]
     for clusters in contents.cluster_sets:
         clusters.where.sort(key=order.index)

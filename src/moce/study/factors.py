@@ -193,10 +193,8 @@ def said(options: Mapping[str, Any]) -> str:
 
 def method_options() -> list[str]:
     """Options of `moce train-experts` that change the result; the seed is the study's."""
-    fields, left_out = ExpertsConfig.__dataclass_fields__.values(), ("seed", "hash_content")
-    return [
-        field.name for field in fields if field.metadata["role"] == "method" and field.name not in left_out
-    ]
+    fields = ExpertsConfig.__dataclass_fields__.values()
+    return [field.name for field in fields if field.metadata["role"] == "method" and field.name != "seed"]
 
 
 def spelled(value: Any) -> str:

@@ -11,7 +11,8 @@ from moce.study.intervals import Interval, interval, of_sum
 
 ORDER = (
     "MAE", "MAE*", "MAE*, MLPs alone", "data selection", "data selection, MLPs alone",
-    "TokenMoE", "SDR", "random clusters", "MoCE",
+    "TokenMoE", "TokenMoE, shared gradient", "SDR", "random clusters", "random clusters, shared gradient",
+    "MoCE", "MoCE, shared gradient",
 )  # fmt: skip
 NEEDED = ("task", "protocol", "method", "value", "metric", "num_test", "model")
 SAME = (
