@@ -31,6 +31,9 @@ OPTIONS: dict[str, Any] = {
     "images": TOY, "preset": "debug", "batch_size": 33, "epochs": 2, "num_workers": 0, "precision": "fp32",
     "checkpoint_steps": 4, "device": "cpu", "quiet": True,
 }  # fmt: skip
+CLUSTERS: dict[str, Any] = {
+    "images": TOY, "num_workers": 0, "device": "cpu", "quiet": True, "hash_content": True,
+}  # fmt: skip
 EXPERTS: dict[str, dict[str, Any]] = {
     "moce": {"gate": "cluster", "top_k": 2},
     "token": {"gate": "token", "balance": 0.5, "shared_gradient": 0.3},
@@ -116,7 +119,7 @@ def run(one: Path, two: Path) -> None:
     what_is_here(seen["kept"])
     moce.pretrain(out=two / "mae", **OPTIONS)
     seen["group"] = checks_of_the_group()
-    moce.cluster(one / "mae", images=TOY, out=two / "clusters", num_workers=0, device="cpu", quiet=True)
+    moce.cluster(one / "mae", out=two / "clusters", **CLUSTERS)
     for name, options in EXPERTS.items():
         moce.train_experts(one / "mae", one / "clusters", out=two / name, **OPTIONS, **options)
     seen["again"] = moce.pretrain(out=two / "mae", **OPTIONS)

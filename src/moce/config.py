@@ -46,7 +46,7 @@ class Distributed(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Pictures(Common):
     """Options of stages that are continued with the same pictures alone."""
 
     hash_content: bool = speed(
@@ -270,7 +270,7 @@ def experts_method(options: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomizeConfig(Pictures, Common):
+class CustomizeConfig(Pictures):
     """Slice the experts that fit a task out of a model with experts: a plain ViT that timm loads."""
 
     moce: str = given("run folder of train-experts", positional=True)
@@ -406,7 +406,7 @@ class StudyConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig(Pictures, Common):
+class PrepareConfig(Pictures):
     """Turn pictures into few small files that train fast."""
 
     images: str = given("pictures: whatever the other verbs take")

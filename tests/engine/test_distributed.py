@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from same_numbers import assert_same_numbers, lines, weights
 from shared import made_once
 from started import start_both
-from two_processes import EXPERTS, OPTIONS, SHARDED, TOY, copy_of
+from two_processes import CLUSTERS, EXPERTS, OPTIONS, SHARDED, copy_of
 
 import moce
 from moce.engine.runs import BYTES
@@ -38,7 +38,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
         one, two = folder / "one", folder / "two"
         two.mkdir(exist_ok=True)
         moce.pretrain(out=one / "mae", **OPTIONS)
-        moce.cluster(one / "mae", images=TOY, out=one / "clusters", num_workers=0, device="cpu", quiet=True)
+        moce.cluster(one / "mae", out=one / "clusters", **CLUSTERS)
         for name, options in EXPERTS.items():
             moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
         both = start_both(WORKER, one, two, cwd=two)

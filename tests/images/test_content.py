@@ -109,9 +109,15 @@ def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path, ca
     without = {**experts, "hash_content": False}
     result = moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **without)
     assert moce.pretrain(**{**dense, "hash_content": False})["verb"] == "pretrain"
-    # A run that was made without is no reason to refuse one that asks.
-    touch_one_pixel(bitmaps)
-    assert moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **experts) == result
+    # A run that was made without is not refused, and nothing is read for it.
+    capsys.readouterr()
+    assert (
+        moce.train_experts(tmp_path / "mae", tmp_path / "clusters", **{**experts, "quiet": False}) == result
+    )
+    assert (
+        "moce was begun without --hash-content: of its pictures no bytes are compared"
+        in capsys.readouterr().err
+    )
     asked = {**common, "out": tmp_path / "unasked", "num_clusters": 4, "hash_content": False}
     moce.cluster(tmp_path / "mae", **asked)
     capsys.readouterr()
@@ -119,6 +125,37 @@ def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path, ca
         tmp_path / "mae", tmp_path / "unasked", **{**experts, "out": tmp_path / "b", "quiet": False}
     )
     assert "unasked was made without --hash-content: whether its pictures had" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_that_goes_on_without_forgets_the_bytes(bitmaps: Path, tmp_path: Path) -> None:
+    common = {"images": bitmaps, "preset": "debug", "quiet": True, "num_workers": 0, "image_size": 32}
+    moce.pretrain(**common, out=tmp_path / "mae", epochs=1, hash_content=True)
+    (tmp_path / "mae" / "result.json").unlink()
+
+    def inputs() -> dict[str, str]:
+        return json.loads((tmp_path / "mae" / "config.json").read_text())["inputs"]
+
+    before = inputs()
+    touch_one_pixel(bitmaps)
+    with pytest.raises(UserError, match="the bytes of the images differ"):
+        moce.pretrain(**common, out=tmp_path / "mae", epochs=1, hash_content=True)
+    assert inputs() == before
+    moce.pretrain(**common, out=tmp_path / "mae", epochs=1)
+    assert inputs() == {name: value for name, value in before.items() if name != BYTES}
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar", "array"])
+def test_a_picture_at_a_time_or_all_at_once(bitmaps: Path, tmp_path: Path, form: str, monkeypatch) -> None:
+    moce.prepare(images=bitmaps, out=tmp_path / "p", short_side=32, format=form, quiet=True, num_workers=0)
+    found = {content_fingerprint(open_images(str(tmp_path / "p"))) for _ in range(2)}
+    monkeypatch.setattr("moce.images.content.read_all", lambda *_, **__: None)
+    assert found == {content_fingerprint(open_images(str(tmp_path / "p")))}
+
+
+def test_code_of_others_is_run_by_one_thread() -> None:
+    """torchvision's FakeData draws with the generator of the whole process."""
+    uri = "torchvision://FakeData?size=200&image_size=3,8,8"
+    assert len({content_fingerprint(open_images(uri)) for _ in range(3)}) == 1
 
 
 def test_what_can_be_refused_is_refused_before_all_is_read(

@@ -230,7 +230,16 @@ def _open(run: Run, beside: Mapping[str, Any] | None) -> bool:
     if earlier is None or config.overwrite:
         described = describe(verb, config, inputs)
         write_json(path / CONFIG, {**beside, "moce": described} if beside is not None else described)
+    elif BYTES in earlier.inputs and BYTES not in inputs and not earlier.finished:
+        _forget_bytes(path)
     return (path / RESULT).is_file()
+
+
+def _forget_bytes(path: Path) -> None:
+    """A run goes on with pictures whose bytes nobody looked at: of which it is made is not known any more."""
+    content = read_json(path / CONFIG)
+    del content.get("moce", content)["inputs"][BYTES]
+    write_json(path / CONFIG, content)
 
 
 def describe(verb: str, config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:

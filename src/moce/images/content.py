@@ -2,6 +2,7 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from jaxtyping import UInt8
@@ -10,7 +11,7 @@ from torch import Tensor
 from moce.engine.processes import group
 from moce.engine.progress import track
 from moce.images.decode import UnreadableImage
-from moce.images.reading import CHUNK, cores
+from moce.images.reading import CHUNK, Decoded, cores, read_all
 from moce.images.sources import Source
 
 DIGEST = 32  # bytes of SHA-256
@@ -24,20 +25,24 @@ def content_fingerprint(source: Source, quiet: bool = True) -> str:
     """
     processes = group()
     own = processes.share(len(source))
+    made = read_all(source, quiet, only_if_cheap=True) if hasattr(source, "array") else None
+    # What comes as pixels may be made by code that only one thread at a time may run.
+    threads = cores() if hasattr(source, "encoded") else 1
     chunks = [own[start : start + CHUNK] for start in range(0, len(own), CHUNK)]
     parts = [torch.empty(0, DIGEST, dtype=torch.uint8)]
     with (
         track(len(source), "bytes of the pictures", quiet=quiet) as bar,
-        ThreadPoolExecutor(cores()) as pool,
+        ThreadPoolExecutor(threads) as pool,
     ):
-        for digests in pool.map(lambda chunk: _digests(source, chunk), chunks):
+        for digests in pool.map(lambda chunk: _digests(source, made, chunk), chunks):
             parts.append(digests)
             bar.advance(len(digests) * processes.world)  # the others are as far, more or less
     return hashlib.sha256(processes.gather(torch.cat(parts)).numpy().tobytes()).hexdigest()[:16]
 
 
-def _digests(source: Source, chunk: range) -> UInt8[Tensor, "images bytes"]:
-    found = b"".join(hashlib.sha256(_bytes(source, index)).digest() for index in chunk)
+def _digests(source: Source, made: Decoded | None, chunk: range) -> UInt8[Tensor, "images bytes"]:
+    read = partial(_bytes, source) if made is None else lambda index: _pixels(made.images[index])
+    found = b"".join(hashlib.sha256(read(index)).digest() for index in chunk)
     return torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, DIGEST)
 
 
@@ -47,7 +52,10 @@ def _bytes(source: Source, index: int) -> bytes:
         data: bytes | None = encoded(index) if encoded else None
         if data is not None:
             return data
-        pixels = source.get(index)[0]
-        return str(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()
+        return _pixels(source.get(index)[0])
     except UnreadableImage:
         return b"unreadable"
+
+
+def _pixels(image: UInt8[Tensor, "channels rows columns"]) -> bytes:
+    return str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()

@@ -76,10 +76,14 @@ def read_all(
     return _decoded.get(key)
 
 
-def forget() -> None:
-    """Drop all decoded pictures and surveys."""
-    _decoded.clear()
-    _surveys.clear()
+def forget(source: Source | None = None) -> None:
+    """Drop the decoded pictures and the survey of a source, or of all."""
+    if source is None:
+        _surveys.clear()
+        _decoded.clear()
+    else:
+        _surveys.pop(_key(source), None)
+        _decoded.pop(_key(source), None)
 
 
 def cores() -> int:

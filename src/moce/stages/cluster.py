@@ -105,7 +105,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
     require_apart(source, config.out, below=False)
     refuse_too_few(len(source), config)
     inputs = {"images": source.fingerprint(), "dense model": fingerprint(model)}
-    inputs = with_bytes(inputs, source, "cluster", config)
+    inputs = with_bytes(inputs, source, "cluster", config, config.out)
     refuse_too_few(len(source) - len(survey(source, config.quiet).unreadable), config)
     with open_run(config.out, "cluster", config, inputs) as run:
         if run.finished:

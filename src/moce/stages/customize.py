@@ -426,7 +426,7 @@ def customize(config: CustomizeConfig) -> dict[str, Any]:
         )
     inputs = {"model": fingerprint(model), "images": source.fingerprint() if source else ""}
     if source is not None:
-        inputs = with_bytes(inputs, source, "customize", config)
+        inputs = with_bytes(inputs, source, "customize", config, config.out)
     elif config.hash_content:
         say("--hash-content is not used: there are no --images", config.quiet)
     unreadable = survey(source, config.quiet).unreadable if source else []

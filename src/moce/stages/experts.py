@@ -317,7 +317,7 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
         "dense model": fingerprint(dense),
         "clusters": clusters.fingerprint(),
     }
-    inputs = with_bytes(inputs, source, "train-experts", config)
+    inputs = with_bytes(inputs, source, "train-experts", config, config.out)
     require_same_bytes(config.clusters, inputs, config.quiet)
     checked = survey(source, config.quiet)
     with open_run(config.out, "train-experts", config, inputs) as run:

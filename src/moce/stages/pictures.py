@@ -3,30 +3,36 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from moce.config import ClusterConfig, CustomizeConfig, ExpertsConfig, PrepareConfig, PretrainConfig
+from moce.config import Pictures
 from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.runs import BYTES, earlier_run, read_run
 from moce.errors import UserError
 from moce.images.content import content_fingerprint
-from moce.images.reading import forget
+from moce.images.reading import forget, survey
 from moce.images.sources import Source
 
 
 def with_bytes(
-    inputs: Mapping[str, str],
-    source: Source,
-    verb: str,
-    config: PretrainConfig | ClusterConfig | ExpertsConfig | CustomizeConfig | PrepareConfig,
+    inputs: Mapping[str, str], source: Source, verb: str, config: Pictures, out: str
 ) -> dict[str, str]:
     """The inputs of a run, where it is asked for with the bytes of the images.
 
-    UserError for an --out that can be refused before all of them are read.
+    UserError for an `out` or pictures that can be refused before all of them are read. A run that was begun without the
+    option stays without: of which pictures it has seen so far nobody knows the bytes.
     """
     if not config.hash_content:
         return dict(inputs)
-    group().once(lambda: earlier_run(Path(config.out), verb, config, inputs) and None)
-    forget()  # what this process has decoded may have been other pictures
+
+    def begun_without() -> bool:
+        earlier = earlier_run(Path(out), verb, config, inputs)
+        return earlier is not None and not config.overwrite and BYTES not in earlier.inputs
+
+    if group().once(begun_without):
+        say(f"{out} was begun without --hash-content: of its pictures no bytes are compared", config.quiet)
+        return dict(inputs)
+    forget(source)  # what this process has decoded before may have been other pictures
+    survey(source, config.quiet)
     return {**inputs, BYTES: content_fingerprint(source, config.quiet)}
 
 

@@ -60,7 +60,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         say("--quality is not used: an array holds pixels", config.quiet)
     if config.format != "array" and config.channels != PrepareConfig.channels:
         say(f"--channels is not used: {config.format} files keep grey and colour as they are", config.quiet)
-    inputs = with_bytes({"images": source.fingerprint()}, source, "prepare", config)
+    inputs = with_bytes({"images": source.fingerprint()}, source, "prepare", config, config.out)
     with open_run(config.out, "prepare", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite prepares the pictures again", config.quiet)

@@ -161,7 +161,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     source = open_images(config.images, config.channels)
     require_apart(source, config.out, below=False)
     inputs["images"] = source.fingerprint()
-    inputs = with_bytes(inputs, source, "pretrain", config)
+    inputs = with_bytes(inputs, source, "pretrain", config, config.out)
     checked = survey(source, config.quiet)
     with open_run(config.out, "pretrain", config, inputs) as run:
         if run.finished:
