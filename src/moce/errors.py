@@ -31,7 +31,7 @@ class ProcessLost(RuntimeError):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a UserError ends it as it ends `moce`: the sentence on stderr, exit code 2."""
+    """Run a script's `main`; a UserError ends it with its sentence on stderr and exit code 2, as `moce` does."""
     try:
         main()
     except UserError as error:

@@ -15,6 +15,7 @@ from moce.engine.runs import BYTES
 from moce.errors import UserError
 from moce.images.content import content_fingerprint
 from moce.images.sources import open_images
+from moce.images.subset import Subset
 
 
 @pytest.fixture
@@ -156,6 +157,8 @@ def test_code_of_others_is_run_by_one_thread() -> None:
     """torchvision's FakeData draws with the generator of the whole process."""
     uri = "torchvision://FakeData?size=200&image_size=3,8,8"
     assert len({content_fingerprint(open_images(uri)) for _ in range(3)}) == 1
+    part = np.arange(150)
+    assert len({content_fingerprint(Subset(uri, open_images(uri), part)) for _ in range(3)}) == 1
 
 
 def test_what_can_be_refused_is_refused_before_all_is_read(

@@ -27,7 +27,7 @@ def content_fingerprint(source: Source, quiet: bool = True) -> str:
     own = processes.share(len(source))
     made = read_all(source, quiet, only_if_cheap=True) if hasattr(source, "array") else None
     # What comes as pixels may be made by code that only one thread at a time may run.
-    threads = cores() if hasattr(source, "encoded") else 1
+    threads = cores() if _in_files(source) else 1
     chunks = [own[start : start + CHUNK] for start in range(0, len(own), CHUNK)]
     parts = [torch.empty(0, DIGEST, dtype=torch.uint8)]
     with (
@@ -44,6 +44,15 @@ def _digests(source: Source, made: Decoded | None, chunk: range) -> UInt8[Tensor
     read = partial(_bytes, source) if made is None else lambda index: _pixels(made.images[index])
     found = b"".join(hashlib.sha256(read(index)).digest() for index in chunk)
     return torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, DIGEST)
+
+
+def _in_files(source: Source) -> bool:
+    """Whether its pictures are files, as the first one is; also where what it is a part of says so."""
+    encoded = getattr(source, "encoded", None)
+    try:
+        return encoded is not None and encoded(0) is not None
+    except UnreadableImage:
+        return True
 
 
 def _bytes(source: Source, index: int) -> bytes:
