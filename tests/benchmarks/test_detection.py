@@ -82,8 +82,8 @@ def test_a_table_holds_what_was_asked_for_and_nothing_older(
     # What is finished is returned as it is; whatever differs from it is refused.
     assert compare(*arms, random=small_runs.mae) == found
     for given, options, words in [
-        ([f"MAE={small_runs.mae_star}"], {}, "the model differ"),
-        (arms, {"task": "others"}, "the task differ"),
+        ([f"MAE={small_runs.mae_star}"], {}, "not the same model"),
+        (arms, {"task": "others"}, "not the same task"),
         (arms, {"options": OPTIONS.replace("--epochs 1", "--epochs 2")}, "--epochs was 1 and is now 2"),
     ]:
         with pytest.raises(SystemExit) as stop:

@@ -41,7 +41,7 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     open_run(tmp_path, "pretrain", config(tmp_path), {"images": "abc"}).__exit__()
     with pytest.raises(UserError, match="--epochs was 2 and is now 7"):
         open_run(tmp_path, "pretrain", config(tmp_path, epochs=7), {"images": "abc"})
-    with pytest.raises(UserError, match="the images differ"):
+    with pytest.raises(UserError, match="not the same images"):
         open_run(tmp_path, "pretrain", config(tmp_path), {"images": "other"})
     with pytest.raises(UserError, match="a run of `moce pretrain`"):
         open_run(tmp_path, "cluster", config(tmp_path))

@@ -98,9 +98,9 @@ def test_a_run_does_not_go_on_with_other_bytes(bitmaps: Path, tmp_path: Path, ca
     assert inputs[0][BYTES] == inputs[1][BYTES] == both(bitmaps)[1]
 
     touch_one_pixel(bitmaps)
-    with pytest.raises(UserError, match="other options: the bytes of the images differ; repeat"):
+    with pytest.raises(UserError, match="other options: not the same bytes of the images; repeat"):
         moce.pretrain(**dense)
-    with pytest.raises(UserError, match="other options: the bytes of the images differ; repeat"):
+    with pytest.raises(UserError, match="other options: not the same bytes of the images; repeat"):
         moce.cluster(tmp_path / "mae", **clusters)
     experts = {**common, "out": tmp_path / "moce", "epochs": 1}
     with pytest.raises(UserError, match="names and sizes are the same, but not all bytes"):
@@ -138,7 +138,7 @@ def test_an_unfinished_run_that_goes_on_without_forgets_the_bytes(bitmaps: Path,
 
     before = inputs()
     touch_one_pixel(bitmaps)
-    with pytest.raises(UserError, match="the bytes of the images differ"):
+    with pytest.raises(UserError, match="not the same bytes of the images"):
         moce.pretrain(**common, out=tmp_path / "mae", epochs=1, hash_content=True)
     assert inputs() == before
     moce.pretrain(**common, out=tmp_path / "mae", epochs=1)
@@ -208,7 +208,7 @@ def test_prepare_and_customise_know_bytes_too(small_runs, bitmaps: Path, tmp_pat
         run()
     touch_one_pixel(bitmaps)
     for run in runs.values():
-        with pytest.raises(UserError, match="the bytes of the images differ"):
+        with pytest.raises(UserError, match="not the same bytes of the images"):
             run()
     moce.customize(small_runs.moce, out=tmp_path / "blind", strategy="cluster:0", hash_content=True)
     assert "--hash-content is not used: there are no --images" in capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_what_is_finished_or_taken_is_known_before_the_vote(
     first = moce.customize(small_runs.moce, **options)
     monkeypatch.setattr("moce.stages.customize.customised", lambda *_, **__: pytest.fail("voted"))
     assert moce.customize(small_runs.moce, **options) == first
-    with pytest.raises(UserError, match="holds a run with other options: the images differ"):
+    with pytest.raises(UserError, match="holds a run with other options: not the same images"):
         moce.customize(small_runs.moce, **{**options, "images": "toyworld://letters?size=32&num=24"})
 
 

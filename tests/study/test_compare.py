@@ -93,7 +93,7 @@ def test_each_seed_may_have_clusters_of_its_own(small_runs: Any, tmp_path: Path)
     found = again(tmp_path, quiet=True, budget_minutes=0)
     assert set(found["tables"]["knn"]["values"]["letters"]["MoCE"]["seeds"]) == {"0"}
     assert found["cells"] == {"there": 2, "left": 2}
-    with pytest.raises(UserError, match="moce-seed1: .*the clusters differ"):
+    with pytest.raises(UserError, match="moce-seed1: .*not the same clusters"):
         again(tmp_path, quiet=True)
 
 

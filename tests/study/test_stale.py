@@ -120,7 +120,9 @@ def test_experts_of_earlier_clusters_are_no_part_of_it(study: Path, small_runs: 
     assert again(tmp_path, quiet=True)["finished"]  # the same clusters, elsewhere
     labels = np.load(tmp_path / "clusters" / "labels.npy")
     np.save(tmp_path / "clusters" / "labels.npy", labels[::-1])
-    with pytest.raises(UserError, match="mae-star-seed0 holds a run with other options: the clusters differ"):
+    with pytest.raises(
+        UserError, match="mae-star-seed0 holds a run with other options: not the same clusters"
+    ):
         again(tmp_path, quiet=True)
 
 

@@ -7,10 +7,12 @@ import pytest
 import moce
 from moce.config import StudyConfig
 from moce.errors import UserError
+from moce.study.arms import arms_of
 from moce.study.cells import Cells
-from moce.study.compare import SMALL
+from moce.study.compare import SMALL, plan_of
 from moce.study.plan import Stage
-from moce.study.settings import arms_of, plan_of, read_settings
+from moce.study.settings import read_settings
+from moce.study.starts import Start
 from moce.verbs import resolve
 
 ARM = '[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }\n'
@@ -31,6 +33,20 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
             GIVEN + ARM.replace('"cluster"', '"token", shuffle_clusters = true'),
             r"\[arms: MoCE\]: --shuffle-clusters is for --gate cluster, not token",
         ),
+        (
+            GIVEN + 'seeds = [0, 1]\nmae = ["a"]',
+            "'mae' lists 1 and 'seeds' 2; give one run for each seed, in their order, or a single run for all",
+        ),
+        (
+            GIVEN + 'mae = "a"\nmae_per_seed = true',
+            "'mae' names runs that lie there, .* leave one of the two out",
+        ),
+        (
+            GIVEN + 'clusters = "a"\nmae_per_seed = true',
+            "'clusters' names one run for all seeds, 'mae_per_seed' wants one for each",
+        ),
+        (GIVEN + 'seeds = [0]\nmae = ["nowhere"]', "There is no folder nowhere"),
+        (GIVEN + "mae_per_seed = 1", "'mae_per_seed' must be true or false, not 1"),
         (GIVEN + "clusters_per_seed = 1", "'clusters_per_seed' must be true or false, not 1"),
         (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
         (GIVEN + '[experts]\nout = "y"', r"\[experts\]: 'out' is said by the study itself"),
@@ -86,8 +102,8 @@ def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
     (tmp_path / "study.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
     read = read_settings(str(tmp_path / "study.toml"), SMALL)
-    dense, clusters = Stage("mae"), Stage("clusters")
-    arms = arms_of(read, tmp_path, dense, {0: clusters, 1: clusters})
+    start = Start(Stage("mae"), Stage("clusters"))
+    arms = arms_of(read, tmp_path, {0: start, 1: start})
     assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "data selection", "MoCE", "ViT-B"]
     assert arms[3].selected_by is arms[4] and arms[4].models[0].path == arms[2].models[0].path
     assert arms[1].models[1].arguments() == {
@@ -138,8 +154,7 @@ def test_runs_are_called_after_the_method_and_not_after_a_reference_to_it(tmp_pa
     random = f'[[arms]]\nname = "MoCE random"\nstrategy = "random"\n{options}'
     for text in (ARM + random, random + ARM, random):
         (tmp_path / "study.toml").write_text(GIVEN + text)
-        arms = arms_of(
-            read_settings(str(tmp_path / "study.toml"), SMALL), tmp_path, Stage("m"), {0: Stage("c")}
-        )
+        read = read_settings(str(tmp_path / "study.toml"), SMALL)
+        arms = arms_of(read, tmp_path, {0: Start(Stage("m"), Stage("c"))})
         name = "moce-seed0" if ARM in text else "moce-random-seed0"
         assert {Path(arm.models[0].path).name for arm in arms} == {name}

@@ -202,7 +202,7 @@ def earlier_run(path: Path, verb: str, config: Any, inputs: Mapping[str, str]) -
         names = earlier.inputs.keys() | inputs.keys()
         if BYTES not in earlier.inputs.keys() & inputs.keys():
             names -= {BYTES}
-        changed += [f"the {n} differ" for n in sorted(names) if earlier.inputs.get(n) != inputs.get(n)]
+        changed += [f"not the same {n}" for n in sorted(names) if earlier.inputs.get(n) != inputs.get(n)]
         if changed:
             raise UserError(
                 f"{path} holds a run with other options: {'; '.join(changed)}; "

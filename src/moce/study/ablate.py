@@ -26,22 +26,24 @@ from moce.study.runner import Progress
 from moce.study.settings import (
     KEYS,
     LEVELS,
+    TEXT,
     Settings,
-    cluster_stage,
-    dense_stage,
-    experts_stage,
     plan_with,
     read_settings,
     require_options,
     require_trainable,
     seeds_of,
 )
+from moce.study.starts import Start, cluster_stage, dense_stage, experts_stage
 from moce.study.transfer_tables import factor_tables
 from moce.verbs import resolve
 
 BASE = "base"
-COMPARE_ONLY = ("arms", "method", "baseline", "lr_from", "clusters_per_seed")
-OWN_KEYS = {name: kind for name, kind in KEYS.items() if name not in COMPARE_ONLY} | {"factors": LEVELS}
+COMPARE_ONLY = ("arms", "method", "baseline", "lr_from", "mae_per_seed", "clusters_per_seed")
+OWN_KEYS = {name: kind for name, kind in KEYS.items() if name not in COMPARE_ONLY} | {
+    "mae": TEXT,
+    "factors": LEVELS,
+}
 DEFAULTS: dict[str, Any] = {
     "images": "toyworld://all?split=train&size=32&num=1200",
     "data_root": "toyworld://?size=32&num=120",
@@ -76,7 +78,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
             raise UserError(
                 f"{settings.where}: two levels are called '{arm.name}' or nearly so; leave one out."
             )
-    return plan_with(config, settings, arms, start=dense, method="", baseline=BASE), factors, base
+    return plan_with(config, settings, arms, starts=(dense,), method="", baseline=BASE), factors, base
 
 
 def base_of(settings: Settings, dense: Stage) -> Base:
@@ -136,7 +138,7 @@ def models(
 ) -> dict[int, Stage]:
     """A run of train-experts for each seed."""
     name, options = slug(level.name), dict(level.experts)
-    return {seed: experts_stage(settings, out, name, options, dense, clusters, seed) for seed in seeds}
+    return {seed: experts_stage(settings, out, name, options, Start(dense, clusters), seed) for seed in seeds}
 
 
 def carry_out(config: StudyConfig) -> dict[str, Any]:

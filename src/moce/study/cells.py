@@ -12,7 +12,7 @@ cost, so that cells alone, copied together from several machines, make up a stud
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,10 +38,10 @@ class Waits:
     cell: Cell
 
 
-def cost_of(stage: Stage, start: Stage | None = None) -> dict[str, Any]:
+def cost_of(stage: Stage, starts: Sequence[Stage] = ()) -> dict[str, Any]:
     """Seconds of a run, of the clusters that it reads and of the model before; sizes and FLOPs of a forward pass.
 
-    `start` is the dense model that the arms begin with: its training is `dense_seconds`, and nothing comes after.
+    `starts` are the dense models that the arms begin with: their training is `dense_seconds`, and nothing comes after.
     What nobody knows, as of weights from elsewhere, is not in it or None.
     """
     path = Path(stage.path) / RESULT
@@ -52,7 +52,7 @@ def cost_of(stage: Stage, start: Stage | None = None) -> dict[str, Any]:
     known = {name: result[name] for name in names if result.get(name) is not None}
     known.setdefault("active_parameters", known.get("parameters"))
     own, verb = seconds_of(stage.path), result.get("verb")
-    if verb == "pretrain" and start is not None and stage.path == start.path:
+    if verb == "pretrain" and stage.path in [start.path for start in starts]:
         return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": own}
     if verb not in ("pretrain", "train-experts"):
         return known

@@ -1,16 +1,21 @@
-"""`moce study compare`: the method and its controls, all from one dense model, on all tasks.
+"""`moce study compare`: the method and its controls, all from one dense model or one for each seed, on all tasks.
 
 OUT/runs/{mae, clusters, moce-seed0, mae-star-seed0, ...}   ordinary run folders
 OUT/cells/ARM/TASK-PROTOCOL-seedK.json                      one evaluation each
 OUT/result.json, table.md, tried.csv                        what is there, also of a study that is not finished
 """
 
+from pathlib import Path
 from typing import Any
 
 from moce.config import StudyConfig
 from moce.engine.progress import say
+from moce.errors import UserError, did_you_mean
+from moce.study.arms import arms_of
 from moce.study.outcome import finish
-from moce.study.settings import plan_of, read_settings
+from moce.study.plan import Plan
+from moce.study.settings import Settings, plan_with, read_settings, seeds_of
+from moce.study.starts import starts_by_seed
 
 ARMS: list[dict[str, Any]] = [
     {"name": "MAE"},
@@ -31,6 +36,41 @@ SMALL: dict[str, Any] = {
     "preset": "demo",
     "arms": ARMS,
 }
+
+
+def plan_of(config: StudyConfig, settings: Settings) -> Plan:
+    """The plan of a comparison: a dense model, its clusters, and arms that start from both."""
+    out, content = Path(config.out), settings.content
+    starts = starts_by_seed(settings, out, config.seed, seeds_of(settings, config))
+    arms = arms_of(settings, out, starts)
+    names = [arm.name for arm in arms]
+    for key in ("method", "baseline", "lr_from"):
+        if key in content and content[key] not in names:
+            hint = did_you_mean(content[key], names)
+            raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
+    given = {key: content[key] for key in ("method", "baseline", "lr_from") if key in content}
+    plan = plan_with(
+        config, settings, arms, starts=list(dict.fromkeys(start.dense for start in starts.values())), **given
+    )
+    if plan.method == plan.baseline:
+        raise UserError(
+            f"{settings.where}: method and baseline are both '{plan.method}', whose difference is nothing; name two "
+            "arms."
+        )
+    require_chooser(plan, settings.where)
+    return plan
+
+
+def require_chooser(plan: Plan, where: str) -> None:
+    """UserError where the arm whose learning rate the others wait for is never fine-tuned."""
+    chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
+    if chooser is None or "finetune" not in plan.protocols or plan.measured(chooser, "finetune"):
+        return
+    why = "is a reference" if chooser.reference else "has other protocols"
+    raise UserError(
+        f"{where}: lr_from '{chooser.name}' {why} and is never fine-tuned, so the others would wait for ever; name "
+        "an arm that is."
+    )
 
 
 def carry_out(config: StudyConfig) -> dict[str, Any]:

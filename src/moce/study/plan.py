@@ -139,7 +139,7 @@ class Plan:
     protocols: list[str]
     seeds: list[int]
     images: str = ""  # the pre-training pictures, for people
-    start: Stage | None = None  # the dense model that arms are trained on from, where there is one
+    starts: Sequence[Stage] = ()  # the dense models that arms are trained on from, where there are any
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
@@ -158,14 +158,14 @@ class Plan:
     def as_it_is(self, arm: Arm) -> str | None:
         """What an arm measures that no verb of this study makes, a folder or a name; not the dense model."""
         stage = next(iter(arm.models.values()))
-        return None if stage.verb is not None or stage is self.start else stage.path
+        return None if stage.verb is not None or stage in self.starts else stage.path
 
     @property
     def alike(self) -> bool:
         """Whether all arms are the dense model, or it trained on with the same pictures in the same order."""
-        trained = [arm for arm in self.arms if next(iter(arm.models.values())) is not self.start]
+        trained = [arm for arm in self.arms if next(iter(arm.models.values())) not in self.starts]
         stages = [stage for arm in trained for stage in arm.models.values()]
-        same = all(s.verb == "train-experts" and s.needs.get("mae") is self.start for s in stages)
+        same = all(s.verb == "train-experts" and s.needs.get("mae") in self.starts for s in stages)
         other = any(arm.selected_by or any(name in arm.options for name in PICTURES) for arm in trained)
         return same and not other
 

@@ -5,15 +5,14 @@ anything is trained.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from moce.config import ClusterConfig, EvaluateConfig, ExpertsConfig, PretrainConfig, StudyConfig
 from moce.errors import UserError, did_you_mean
-from moce.study.plan import WHOLE, Arm, Plan, Stage, slug, task_name
-from moce.study.selection import selected_options, selecting_arm
+from moce.study.plan import Arm, Plan, slug, task_name
 from moce.verbs import resolve
 
 TEXT, TEXTS, NUMBERS, FLAG, TABLE, TABLES = (
@@ -27,7 +26,8 @@ TEXT, TEXTS, NUMBERS, FLAG, TABLE, TABLES = (
 LEVELS = "a list of names or a table of levels"
 KEYS = {
     "images": TEXT, "data_root": TEXT, "tasks": TEXTS, "protocols": TEXTS, "preset": TEXT, "seeds": NUMBERS,
-    "mae": TEXT, "clusters": TEXT, "clusters_per_seed": FLAG, "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
+    "mae": TEXTS, "mae_per_seed": FLAG, "clusters": TEXT, "clusters_per_seed": FLAG,
+    "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
     "pretrain": TABLE, "cluster": TABLE, "experts": TABLE, "evaluate": TABLE, "arms": TABLES,
 }  # fmt: skip
 ARM_KEYS = {
@@ -229,168 +229,6 @@ def seeds_of(settings: Settings, config: StudyConfig) -> list[int]:
     return list(dict.fromkeys(config.seeds or settings.content.get("seeds") or (config.seed,)))
 
 
-def dense_stage(settings: Settings, out: Path, seed: int) -> Stage:
-    """The dense model: the run that `mae` names, else one of the study's own."""
-    if "mae" in settings.content:
-        return earlier_run(settings.content["mae"], "pretrain")
-    options = {**settings.options("pretrain"), "images": settings.images, "seed": seed}
-    return Stage(str(out / "runs" / "mae"), "pretrain", options)
-
-
-def earlier_run(path: str, verb: str) -> Stage:
-    """A run that is there; UserError where it is not, is another verb's, or is not finished."""
-    from moce.engine.runs import read_run
-
-    read_run(path, verb).result()
-    return Stage(path)
-
-
-def cluster_stage(settings: Settings, out: Path, dense: Stage, seed: int, name: str = "clusters") -> Stage:
-    """Its clusters: those that `clusters` names, else the study's own, which are called `name`."""
-    if "clusters" in settings.content:
-        return earlier_run(settings.content["clusters"], "cluster")
-    options = {**settings.options("cluster"), "images": settings.images, "seed": seed}
-    return Stage(str(out / "runs" / name), "cluster", options, {"enc": dense})
-
-
-def clusters_by_seed(
-    settings: Settings, out: Path, dense: Stage, seed: int, seeds: list[int]
-) -> dict[int, Stage]:
-    """The clusters of each of `seeds`: one for all, drawn with `seed`, or each its own (`clusters_per_seed`).
-
-    UserError where they are to be each seed's own and yet an earlier run.
-    """
-    if not settings.content.get("clusters_per_seed"):
-        return dict.fromkeys(seeds, cluster_stage(settings, out, dense, seed))
-    if "clusters" in settings.content:
-        raise UserError(
-            f"{settings.where}: 'clusters' names one run for all seeds, 'clusters_per_seed' wants one for each; "
-            "leave one of the two out."
-        )
-    # An arm called "clusters" has runs/clusters-seed0.
-    return {own: cluster_stage(settings, out, dense, own, f"seed{own}-clusters") for own in seeds}
-
-
-def arms_of(settings: Settings, out: Path, dense: Stage, clusters: Mapping[int, Stage]) -> list[Arm]:
-    """The arms of the file, for the seeds of `clusters`.
-
-    One without options is the dense model; those with the same options share their runs.
-
-    UserError for what cannot be an arm.
-    """
-    arms: list[Arm] = []
-    selecting: dict[str, tuple[str, str]] = {}  # by the arm's name
-    folders = shared_folders(settings.content["arms"])
-    # What needs no seed is measured with the first of all.
-    of_one = [*settings.content.get("seeds", [])[:1], *clusters]
-    for number, given in enumerate(settings.content["arms"]):
-        where = f"{settings.where} [[arms]] {number + 1}"
-        require_keys(given, ARM_KEYS, where)
-        if "name" not in given:
-            raise UserError(f"{where}: 'name' must be given.")
-        name = given["name"]
-        if any(slug(arm.name) == slug(name) for arm in arms):
-            raise UserError(f"{where}: another arm is called '{name}' or nearly so; give each its own name.")
-        protocols = tuple(listed(given["protocols"])) if "protocols" in given else None
-        for protocol in protocols or ():
-            if protocol not in settings.protocols:
-                hint = did_you_mean(protocol, settings.protocols)
-                raise UserError(f"{where}: '{protocol}' is none of the study's protocols.{hint}")
-        options = given.get("options", {})
-        by = given.get("selected_by")
-        if by is not None:
-            options = selected_options(given, protocols or settings.protocols, where)
-            selecting[name] = by, where
-        if "model" in given and options:
-            raise UserError(f"{where}: 'model' is evaluated as it is; leave 'options' or 'model' out.")
-        if options:
-            require_trainable(settings, options, f"arms: {name}")
-            folder = folders.get(made_like(options, by), slug(name))
-            models = {
-                seed: experts_stage(settings, out, folder, options, dense, own, seed)
-                for seed, own in clusters.items()
-            }
-        else:
-            models = dict.fromkeys(of_one, Stage(given["model"]) if "model" in given else dense)
-        require_choice(settings, given, where)
-        arms.append(Arm(name, models, options, given.get("strategy"), protocols))
-    selected = {name: selecting_arm(by, arms, where) for name, (by, where) in selecting.items()}
-    return [replace(arm, selected_by=selected[arm.name]) if arm.name in selected else arm for arm in arms]
-
-
-def made_like(options: Mapping[str, Any], selected_by: str | None) -> str:
-    """What arms have in common that share their runs."""
-    return repr((selected_by is not None, sorted(options.items())))
-
-
-def shared_folders(arms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the runs of arms are called: after the first with these options that chooses as usual, else after the first.
-
-    So a reference that comes or goes, or another order in the file, leaves the runs where they are.
-    """
-    found: dict[str, str] = {}
-    for arm in sorted(arms, key=lambda arm: "strategy" in arm):
-        if "name" in arm and (options := arm.get("options")):
-            found.setdefault(made_like(options, arm.get("selected_by")), slug(arm["name"]))
-    return found
-
-
-def require_choice(settings: Settings, arm: Mapping[str, Any], where: str) -> None:
-    """UserError for a strategy that does not exist, or of an arm without sub-models; before anything is trained."""
-    strategy = arm.get("strategy")
-    if strategy is None:
-        return
-    from moce.stages.customize import STRATEGIES, require_strategy  # torch
-
-    try:
-        require_strategy(strategy, None, (*STRATEGIES, "oracle"))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    options = arm.get("options", {})
-    gate = {**settings.content.get("experts", {}), **options}.get("gate", "cluster") if options else "none"
-    if "model" not in arm and gate in WHOLE:
-        raise UserError(
-            f"{where}: strategy '{strategy}' needs sub-models to choose from, and this arm has none."
-        )
-
-
-def experts_stage(
-    settings: Settings,
-    out: Path,
-    name: str,
-    options: Mapping[str, Any],
-    dense: Stage,
-    clusters: Stage,
-    seed: int,
-) -> Stage:
-    """A run of train-experts."""
-    own = {**settings.options("experts"), **options, "images": settings.images, "seed": seed}
-    needs = {"mae": dense, "clusters": clusters}
-    return Stage(str(out / "runs" / f"{name}-seed{seed}"), "train-experts", own, needs)
-
-
-def plan_of(config: StudyConfig, settings: Settings) -> Plan:
-    """The plan of a comparison: one dense model, its clusters, and arms that start from both."""
-    out, content = Path(config.out), settings.content
-    dense = dense_stage(settings, out, config.seed)
-    clusters = clusters_by_seed(settings, out, dense, config.seed, seeds_of(settings, config))
-    arms = arms_of(settings, out, dense, clusters)
-    names = [arm.name for arm in arms]
-    for key in ("method", "baseline", "lr_from"):
-        if key in content and content[key] not in names:
-            hint = did_you_mean(content[key], names)
-            raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
-    given = {key: content[key] for key in ("method", "baseline", "lr_from") if key in content}
-    plan = plan_with(config, settings, arms, start=dense, **given)
-    if plan.method == plan.baseline:
-        raise UserError(
-            f"{settings.where}: method and baseline are both '{plan.method}', whose difference is nothing; name two "
-            "arms."
-        )
-    require_chooser(plan, settings.where)
-    return plan
-
-
 def plan_with(config: StudyConfig, settings: Settings, arms: list[Arm], **more: Any) -> Plan:
     """A plan of these arms, with what the file of every study says; `more` are further fields of it."""
     return Plan(
@@ -405,16 +243,4 @@ def plan_with(config: StudyConfig, settings: Settings, arms: list[Arm], **more: 
         images=settings.images,
         evaluate=settings.evaluate,
         **more,
-    )
-
-
-def require_chooser(plan: Plan, where: str) -> None:
-    """UserError where the arm whose learning rate the others wait for is never fine-tuned."""
-    chooser = None if plan.lr_from is None else plan.arm(plan.lr_from)
-    if chooser is None or "finetune" not in plan.protocols or plan.measured(chooser, "finetune"):
-        return
-    why = "is a reference" if chooser.reference else "has other protocols"
-    raise UserError(
-        f"{where}: lr_from '{chooser.name}' {why} and is never fine-tuned, so the others would wait for ever; name "
-        "an arm that is."
     )

@@ -121,7 +121,7 @@ def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, 
     """What an arm is and costs, mean of the runs of its cells, or of its runs where there is no cell yet."""
     own = [r for r in results if r["method"] == arm.name]
     costs = list({r["study"].get("run"): r["study"].get("cost", {}) for r in own}.values())
-    costs = costs or [cost_of(stage, plan.start) for stage in arm.models.values()]
+    costs = costs or [cost_of(stage, plan.starts) for stage in arm.models.values()]
     paths = [r["model"] for r in own] if arm.selected_by else [s.path for s in arm.models.values()]
     names = (
         "parameters",

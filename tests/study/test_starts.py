@@ -1,0 +1,111 @@
+"""Dense models and clusters that each seed of a comparison has for itself."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparisons import again, settings
+
+import moce
+from moce.engine.files import read_json
+from moce.errors import UserError
+
+ARMS = """
+[[arms]]
+name = "MAE"
+[[arms]]
+name = "MAE*"
+options = { gate = "none" }
+[[arms]]
+name = "MoCE"
+options = { gate = "cluster" }
+"""
+
+
+@pytest.fixture(scope="module")
+def of_each(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two seeds with a dense model trained for each; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("each")
+    more = 'mae_per_seed = true\nseeds = [0, 1]\npreset = "debug"\n[cluster]\nnum_clusters = 4'
+    file = settings(small_runs, folder, more, ARMS)
+    without(file, "mae", "clusters")
+    assert again(folder, quiet=True)["finished"]
+    return folder
+
+
+def without(file: Path, *keys: str) -> None:
+    lines = file.read_text().splitlines()
+    kept = [line for line in lines if line.strip().split(" = ")[0] not in keys]
+    file.write_text("\n".join(kept))
+
+
+def test_each_seed_may_have_a_dense_model_of_its_own(of_each: Path) -> None:
+    runs = of_each / "study" / "runs"
+    assert sorted(run.name for run in runs.iterdir()) == [
+        "mae-star-seed0", "mae-star-seed1", "moce-seed0", "moce-seed1",
+        "seed0-clusters", "seed0-mae", "seed1-clusters", "seed1-mae",
+    ]  # fmt: skip
+    for seed in (0, 1):
+        dense, clusters = runs / f"seed{seed}-mae", runs / f"seed{seed}-clusters"
+        assert read_json(dense / "config.json")["options"]["seed"] == seed
+        assert read_json(clusters / "config.json")["options"]["enc"] == str(dense)
+        for arm in ("mae-star", "moce"):
+            options = read_json(runs / f"{arm}-seed{seed}" / "config.json")["options"]
+            assert (options["mae"], options["clusters"]) == (str(dense), str(clusters))
+
+
+def test_the_dense_models_are_measured_one_by_one(of_each: Path) -> None:
+    found = read_json(of_each / "study" / "result.json")
+    mae, star = found["arms"][:2]
+    assert mae["runs"] == ["seed0-mae", "seed1-mae"]
+    assert set(found["tables"]["knn"]["values"]["letters"]["MAE"]["seeds"]) == {"0", "1"}
+    cells = [of_each / "study" / "cells" / "mae" / f"letters-knn-seed{seed}.json" for seed in (0, 1)]
+    assert len({read_json(cell)["model_fingerprint"] for cell in cells}) == 2
+    seconds = [read_json(of_each / "study" / "runs" / run / "result.json")["seconds"] for run in mae["runs"]]
+    for arm in (mae, star):
+        assert arm["dense_seconds"] == pytest.approx(sum(seconds) / 2)
+    assert mae["seconds"] == 0 and mae["as_it_is"] is None and found["alike"]
+
+
+def test_a_part_of_the_seeds_measures_the_models_of_these(of_each: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text((of_each / "study.toml").read_text())
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "runs").symlink_to(of_each / "study" / "runs")
+    found = again(tmp_path, seeds="1", quiet=True)
+    assert found["seeds_left_out"] == [0] and found["finished"]
+    assert set(found["tables"]["knn"]["values"]["letters"]["MAE"]["seeds"]) == {"1"}
+    own = read_json(tmp_path / "study" / "cells" / "mae" / "letters-knn-seed1.json")
+    whole = read_json(of_each / "study" / "cells" / "mae" / "letters-knn-seed1.json")
+    assert own["model_fingerprint"] == whole["model_fingerprint"] and own["predicted"] == whole["predicted"]
+
+
+def test_the_models_may_lie_there_one_for_each_seed(of_each: Path, tmp_path: Path) -> None:
+    runs = of_each / "study" / "runs"
+    listed = f'mae = ["{runs / "seed1-mae"}", "{runs / "seed0-mae"}", "{runs / "seed1-mae"}"]'
+    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", listed)
+    (tmp_path / "study.toml").write_text(text.replace("[0, 1]", "[3, 4, 5]"))
+    found = again(tmp_path, quiet=True, budget_minutes=0)
+    assert set(found["arms"][0]["runs"]) == {"seed0-mae", "seed1-mae"}
+    assert again(tmp_path, quiet=True, seeds="4")["finished"]
+    made = tmp_path / "study" / "runs"
+    assert sorted(run.name for run in made.iterdir()) == ["mae-star-seed4", "moce-seed4", "seed4-clusters"]
+    assert read_json(made / "moce-seed4" / "config.json")["options"]["mae"] == str(runs / "seed0-mae")
+    own = read_json(tmp_path / "study" / "cells" / "mae" / "letters-knn-seed4.json")
+    same = moce.evaluate(
+        runs / "seed0-mae", task="letters", data_root="toyworld://?size=32&num=24", quiet=True
+    )
+    assert own["predicted"] == same["predicted"]
+    with pytest.raises(UserError, match="--seeds 7: .* lists no dense model for it; give some of 3, 4, 5"):
+        again(tmp_path, quiet=True, seeds="7")
+
+
+def test_another_list_makes_what_came_from_it_stale(of_each: Path, tmp_path: Path) -> None:
+    runs = of_each / "study" / "runs"
+    text = (of_each / "study.toml").read_text()
+    given = "mae = [{}]".format(", ".join(f'"{runs / name}"' for name in ("seed0-mae", "seed1-mae")))
+    (tmp_path / "study.toml").write_text(text.replace("mae_per_seed = true", given))
+    assert again(tmp_path, quiet=True, seeds="0")["finished"]
+    turned = "mae = [{}]".format(", ".join(f'"{runs / name}"' for name in ("seed1-mae", "seed0-mae")))
+    (tmp_path / "study.toml").write_text(text.replace("mae_per_seed = true", turned))
+    with pytest.raises(UserError, match="seed0-clusters holds .*: not the same dense model;"):
+        again(tmp_path, quiet=True, seeds="0")
