@@ -1,5 +1,6 @@
 """Dense models and clusters that each seed of a comparison has for itself."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,12 @@ import pytest
 from comparisons import again, settings
 
 import moce
+from moce.config import StudyConfig
 from moce.engine.files import read_json
 from moce.errors import UserError
+from moce.study.compare import SMALL, plan_of
+from moce.study.settings import read_settings
+from moce.verbs import resolve
 
 ARMS = """
 [[arms]]
@@ -54,7 +59,7 @@ def test_each_seed_may_have_a_dense_model_of_its_own(of_each: Path) -> None:
             assert (options["mae"], options["clusters"]) == (str(dense), str(clusters))
 
 
-def test_the_dense_models_are_measured_one_by_one(of_each: Path) -> None:
+def test_the_dense_models_are_measured_one_by_one(of_each: Path, tmp_path: Path) -> None:
     found = read_json(of_each / "study" / "result.json")
     mae, star = found["arms"][:2]
     assert mae["runs"] == ["seed0-mae", "seed1-mae"]
@@ -64,7 +69,12 @@ def test_the_dense_models_are_measured_one_by_one(of_each: Path) -> None:
     seconds = [read_json(of_each / "study" / "runs" / run / "result.json")["seconds"] for run in mae["runs"]]
     for arm in (mae, star):
         assert arm["dense_seconds"] == pytest.approx(sum(seconds) / 2)
-    assert mae["seconds"] == 0 and mae["as_it_is"] is None and found["alike"]
+    assert mae["seconds"] == 0 and mae["as_it_is"] is None
+    assert found["alike"] and found["dense_models"] == 2
+    moce.report(of_each / "study", out=tmp_path / "page.html", quiet=True)
+    page = (tmp_path / "page.html").read_text()
+    assert "Each seed has a dense model, from which all its arms start;" in page
+    assert "the same dense model" not in page
 
 
 def test_a_part_of_the_seeds_measures_the_models_of_these(of_each: Path, tmp_path: Path) -> None:
@@ -95,8 +105,78 @@ def test_the_models_may_lie_there_one_for_each_seed(of_each: Path, tmp_path: Pat
         runs / "seed0-mae", task="letters", data_root="toyworld://?size=32&num=24", quiet=True
     )
     assert own["predicted"] == same["predicted"]
-    with pytest.raises(UserError, match="--seeds 7: .* lists no dense model for it; give some of 3, 4, 5"):
+    with pytest.raises(UserError, match="--seeds 7: .* lists no run for it; give some of 3, 4, 5"):
         again(tmp_path, quiet=True, seeds="7")
+
+
+def test_machines_that_share_the_seeds_need_their_own_models_alone(of_each: Path, tmp_path: Path) -> None:
+    runs = of_each / "study" / "runs"
+    listed = [
+        f"{key} = ['{runs / f'seed0-{name}'}', 'elsewhere']"
+        for key, name in (("mae", "mae"), ("clusters", "clusters"))
+    ]
+    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", "\n".join(listed))
+    (tmp_path / "study.toml").write_text(text)
+    assert again(tmp_path, quiet=True, seeds="0")["finished"]
+    made = tmp_path / "study" / "runs"
+    assert sorted(run.name for run in made.iterdir()) == ["mae-star-seed0", "moce-seed0"]
+    options = read_json(made / "moce-seed0" / "config.json")["options"]
+    assert options["clusters"] == str(runs / "seed0-clusters")
+    assert (
+        read_json(made / "moce-seed0" / "result.json")["fingerprint"]
+        == (read_json(runs / "moce-seed0" / "result.json")["fingerprint"])
+    )
+    with pytest.raises(UserError, match="There is no folder elsewhere"):
+        again(tmp_path, quiet=True)
+
+
+def test_a_run_may_be_listed_twice(of_each: Path, tmp_path: Path) -> None:
+    runs = of_each / "study" / "runs"
+    listed = ", ".join(f"'{runs / name}'" for name in ("seed0-mae", "seed0-mae", "seed1-mae"))
+    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", f"mae = [{listed}]")
+    (tmp_path / "study.toml").write_text(
+        text.replace("[0, 1]", "[0, 1, 2]").partition("[[arms]]")[0] + ARMS[:22]
+    )
+    found = again(tmp_path, quiet=True, seeds="0,1")
+    assert set(found["tables"]["knn"]["values"]["letters"]["MAE"]["seeds"]) == {"0", "1"}
+    found = again(tmp_path, quiet=True)
+    seconds = [read_json(runs / f"seed{seed}-mae" / "result.json")["seconds"] for seed in (0, 0, 1)]
+    assert found["arms"][0]["dense_seconds"] == pytest.approx(sum(seconds) / 3)
+
+
+def test_models_of_other_recipes_are_named(
+    of_each: Path, small_runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = f"mae = ['{of_each / 'study' / 'runs' / 'seed0-mae'}', '{tmp_path / 'other'}']"
+    moce.pretrain(images=small_runs.images, out=tmp_path / "other", preset="debug", epochs=1, quiet=True)
+    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", listed)
+    (tmp_path / "study.toml").write_text(text)
+    again(tmp_path, budget_minutes=0)
+    assert (
+        "the dense models of seeds 0 and 1 differ in epochs; the spread over seeds" in capsys.readouterr().err
+    )
+
+
+def test_a_study_goes_on_as_it_began(of_each: Path, tmp_path: Path) -> None:
+    """A model for all seeds in place of one for each is refused before it is trained."""
+    shutil.copytree(of_each / "study", tmp_path / "study")
+    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", "")
+    (tmp_path / "study.toml").write_text(text)
+    for path in (tmp_path / "study" / "runs").glob("*/config.json"):  # as if it had been made there
+        path.write_text(path.read_text().replace(str(of_each), str(tmp_path)))
+    with pytest.raises(UserError, match=r"was made from .*seed0-mae, and this study would make mae.* for it"):
+        again(tmp_path, quiet=True)
+    assert not (tmp_path / "study" / "runs" / "mae").exists()
+
+
+def test_who_chooses_a_learning_rate_does_so_with_the_first_seed_of_the_file(tmp_path: Path) -> None:
+    more = {"mae_per_seed": True, "seeds": [0, 1], "protocols": ["finetune"], "lr_from": "MAE"}
+    read = read_settings(None, {**SMALL, **more})
+    chosen = plan_of(resolve(StudyConfig, {"kind": "compare", "out": str(tmp_path), "seeds": "1"}), read)
+    assert [Path(stage.path).name for stage in chosen.dense] == ["seed0-mae", "seed1-mae"]
+    mae = [cell for cell in chosen.cells() if cell.arm.name == "MAE" and cell.task == "letters"]
+    assert [cell.seed for cell in mae] == [1]
+    assert str(chosen.chooser(mae[0])) == "MAE, letters, finetune, seed 0"
 
 
 def test_another_list_makes_what_came_from_it_stale(of_each: Path, tmp_path: Path) -> None:

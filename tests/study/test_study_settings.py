@@ -12,7 +12,7 @@ from moce.study.cells import Cells
 from moce.study.compare import SMALL, plan_of
 from moce.study.plan import Stage
 from moce.study.settings import read_settings
-from moce.study.starts import Start
+from moce.study.starts import Start, Starts
 from moce.verbs import resolve
 
 ARM = '[[arms]]\nname = "MoCE"\noptions = { gate = "cluster" }\n'
@@ -35,17 +35,25 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
         ),
         (
             GIVEN + 'seeds = [0, 1]\nmae = ["a"]',
-            "'mae' lists 1 and 'seeds' 2; give one run for each seed, in their order, or a single run for all",
+            r"'mae' lists 1 runs, 'seeds' is \[0, 1\]; give the file as many different seeds as runs",
         ),
         (
             GIVEN + 'mae = "a"\nmae_per_seed = true',
-            "'mae' names runs that lie there, .* leave one of the two out",
+            "'mae' names one run for all seeds, 'mae_per_seed' has a dense model made for each.* leave one",
         ),
         (
             GIVEN + 'clusters = "a"\nmae_per_seed = true',
-            "'clusters' names one run for all seeds, 'mae_per_seed' wants one for each",
+            "with a dense model for each seed each has its own clusters; list those that lie there",
         ),
         (GIVEN + 'seeds = [0]\nmae = ["nowhere"]', "There is no folder nowhere"),
+        (GIVEN + 'seeds = [0, 0]\nmae = ["a", "b"]', r"'mae' lists 2 runs, 'seeds' is \[0, 0\]"),
+        (GIVEN + 'mae = ["a", "b"]', r"'mae' lists 2 runs, 'seeds' is \[\]"),
+        (GIVEN + 'mae = ["a"]\nmae_per_seed = true', "'mae' names runs, 'mae_per_seed' has"),
+        (
+            GIVEN + "mae_per_seed = true\nclusters_per_seed = false",
+            "leave 'clusters' and 'clusters_per_seed' out",
+        ),
+        (GIVEN + "mae = 3", "'mae' must be a text or a list of texts, not 3"),
         (GIVEN + "mae_per_seed = 1", "'mae_per_seed' must be true or false, not 1"),
         (GIVEN + "clusters_per_seed = 1", "'clusters_per_seed' must be true or false, not 1"),
         (GIVEN + "[experts]\ngats = 3", r"\[experts\]: There is no option 'gats' here. Did you mean 'gate'"),
@@ -103,7 +111,7 @@ def test_the_file_in_the_documentation_can_be(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
     read = read_settings(str(tmp_path / "study.toml"), SMALL)
     start = Start(Stage("mae"), Stage("clusters"))
-    arms = arms_of(read, tmp_path, {0: start, 1: start})
+    arms = arms_of(read, tmp_path, Starts({0: start, 1: start}, [start.dense], shared=True))
     assert [arm.name for arm in arms] == ["MAE", "MAE*", "MoCE oracle", "data selection", "MoCE", "ViT-B"]
     assert arms[3].selected_by is arms[4] and arms[4].models[0].path == arms[2].models[0].path
     assert arms[1].models[1].arguments() == {
@@ -155,6 +163,7 @@ def test_runs_are_called_after_the_method_and_not_after_a_reference_to_it(tmp_pa
     for text in (ARM + random, random + ARM, random):
         (tmp_path / "study.toml").write_text(GIVEN + text)
         read = read_settings(str(tmp_path / "study.toml"), SMALL)
-        arms = arms_of(read, tmp_path, {0: Start(Stage("m"), Stage("c"))})
+        start = Start(Stage("m"), Stage("c"))
+        arms = arms_of(read, tmp_path, Starts({0: start}, [start.dense], shared=True))
         name = "moce-seed0" if ARM in text else "moce-random-seed0"
         assert {Path(arm.models[0].path).name for arm in arms} == {name}

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,14 +220,14 @@ def test_what_is_measured_as_it_is_costs_what_its_own_runs_say(tmp_path: Path) -
     own = run_at(tmp_path / "moce", "train-experts", mae=mae, clusters=clusters, gate="cluster")
     names = ("seconds", "cluster_seconds", "dense_seconds")
 
-    def costs(path: str, start: Stage | None = None) -> list[float | None]:
-        return [cost_of(Stage(path), start).get(name) for name in names]
+    def costs(path: str, dense: Sequence[Stage] = ()) -> list[float | None]:
+        return [cost_of(Stage(path), dense).get(name) for name in names]
 
     assert costs(own) == [100, 40, 100]
     assert costs(run_at(tmp_path / "star", "train-experts", mae=mae, clusters=clusters, gate="none")) == [
         100, 0, 100,
     ]  # fmt: skip
-    assert costs(mae, Stage(mae)) == [0, 0, 100]  # what the arms start from
+    assert costs(mae, [Stage("other"), Stage(mae)]) == [0, 0, 100]  # what the arms start from
     assert costs(mae) == [100, 0, 0]  # a model of its own
     assert costs(run_at(tmp_path / "on", "pretrain", init="timm:vit")) == [100, 0, None]
     lost = run_at(tmp_path / "lost", "train-experts", mae="gone", clusters="gone", gate="cluster")
@@ -244,7 +245,7 @@ def test_only_arms_that_start_alike_are_called_so(tmp_path: Path) -> None:
         needs = {"mae": dense} if verb else {}
         other = Arm("other", {0: Stage(path, verb, options, needs)}, options)
         arms = [Arm("MAE", {0: dense}), other]
-        return summary(plan(arms, seeds=[0], start=dense), Progress([], []))
+        return summary(plan(arms, seeds=[0], dense=(dense,)), Progress([], []))
 
     assert found("runs/moce", gate="cluster")["alike"]
     assert not found("runs/long", gate="cluster", epochs=9)["alike"]

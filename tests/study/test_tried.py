@@ -13,7 +13,7 @@ from cells import ARMS, LABELS, RESULTS, arm, cell, plan
 from moce.errors import UserError
 from moce.study.plan import Arm, Stage
 from moce.study.runner import Progress
-from moce.study.tried import COLUMNS, add_to, alone, lines
+from moce.study.tried import COLUMNS, add_to, alone, lines, options_before
 
 
 def test_what_was_tried_is_written_once_and_only_when_whole(tmp_path: Path) -> None:
@@ -118,3 +118,14 @@ def test_what_the_own_clusters_of_an_arm_are_stands_in_its_line() -> None:
         one = plan([Arm("MoCE", {0: stage})], tasks=["a"], seeds=[0])
         row = next(lines(one, Progress([cell("MoCE", "a", "1" * 8)], [])))
         assert json.loads(row["options"]).get("cluster") == told
+
+
+def test_a_line_says_which_seed_the_models_before_it_have() -> None:
+    def trained(first: int) -> dict[str, Any]:
+        dense = Stage("m", "pretrain", {"images": "x", "preset": "debug", "seed": first})
+        clusters = Stage("c", "cluster", {"images": "x", "seed": first}, {"enc": dense})
+        needs = {"mae": dense, "clusters": clusters}
+        return options_before(Stage("e", "train-experts", {"gate": "cluster"}, needs), 1)
+
+    assert trained(0)["pretrain"]["seed"] == 0 and trained(0)["cluster"] == {"seed": 0}
+    assert "seed" not in trained(1)["pretrain"] and "cluster" not in trained(1)

@@ -42,6 +42,7 @@ BASE = "base"
 COMPARE_ONLY = ("arms", "method", "baseline", "lr_from", "mae_per_seed", "clusters_per_seed")
 OWN_KEYS = {name: kind for name, kind in KEYS.items() if name not in COMPARE_ONLY} | {
     "mae": TEXT,
+    "clusters": TEXT,
     "factors": LEVELS,
 }
 DEFAULTS: dict[str, Any] = {
@@ -78,7 +79,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> tuple[Plan, list[Factor]
             raise UserError(
                 f"{settings.where}: two levels are called '{arm.name}' or nearly so; leave one out."
             )
-    return plan_with(config, settings, arms, starts=(dense,), method="", baseline=BASE), factors, base
+    return plan_with(config, settings, arms, dense=(dense,), method="", baseline=BASE), factors, base
 
 
 def base_of(settings: Settings, dense: Stage) -> Base:

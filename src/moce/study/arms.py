@@ -9,11 +9,11 @@ from moce.errors import UserError, did_you_mean
 from moce.study.plan import WHOLE, Arm, Stage, slug
 from moce.study.selection import selected_options, selecting_arm
 from moce.study.settings import ARM_KEYS, Settings, listed, require_keys, require_trainable
-from moce.study.starts import Start, experts_stage, own_models
+from moce.study.starts import Starts, experts_stage
 
 
-def arms_of(settings: Settings, out: Path, starts: Mapping[int, Start]) -> list[Arm]:
-    """The arms of the file, for the seeds of `starts`.
+def arms_of(settings: Settings, out: Path, starts: Starts) -> list[Arm]:
+    """The arms of the file, for the seeds that have a start.
 
     One without options is the dense model; those with the same options share their runs.
 
@@ -22,11 +22,11 @@ def arms_of(settings: Settings, out: Path, starts: Mapping[int, Start]) -> list[
     arms: list[Arm] = []
     selecting: dict[str, tuple[str, str]] = {}  # by the arm's name
     folders = shared_folders(settings.content["arms"])
+    dense = {seed: start.dense for seed, start in starts.by_seed.items()}
     # What needs no seed is measured with the first of all.
-    of_one = [*settings.content.get("seeds", [])[:1], *starts]
-    dense = {seed: start.dense for seed, start in starts.items()}
-    if not own_models(settings):
-        dense = dict.fromkeys(of_one, next(iter(dense.values())))
+    of_one = [*settings.content.get("seeds", [])[:1], *dense]
+    if starts.shared:
+        dense = dict.fromkeys(of_one, starts.dense[0])
     for number, given in enumerate(settings.content["arms"]):
         where = f"{settings.where} [[arms]] {number + 1}"
         require_keys(given, ARM_KEYS, where)
@@ -52,12 +52,13 @@ def arms_of(settings: Settings, out: Path, starts: Mapping[int, Start]) -> list[
             folder = folders.get(made_like(options, by), slug(name))
             models = {
                 seed: experts_stage(settings, out, folder, options, start, seed)
-                for seed, start in starts.items()
+                for seed, start in starts.by_seed.items()
             }
         else:
             models = dict.fromkeys(of_one, Stage(given["model"])) if "model" in given else dense
         require_choice(settings, given, where)
-        arms.append(Arm(name, models, options, given.get("strategy"), protocols))
+        per_seed = models is dense and not starts.shared
+        arms.append(Arm(name, models, options, given.get("strategy"), protocols, per_seed))
     selected = {name: selecting_arm(by, arms, where) for name, (by, where) in selecting.items()}
     return [replace(arm, selected_by=selected[arm.name]) if arm.name in selected else arm for arm in arms]
 

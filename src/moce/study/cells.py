@@ -38,10 +38,10 @@ class Waits:
     cell: Cell
 
 
-def cost_of(stage: Stage, starts: Sequence[Stage] = ()) -> dict[str, Any]:
+def cost_of(stage: Stage, dense: Sequence[Stage] = ()) -> dict[str, Any]:
     """Seconds of a run, of the clusters that it reads and of the model before; sizes and FLOPs of a forward pass.
 
-    `starts` are the dense models that the arms begin with: their training is `dense_seconds`, and nothing comes after.
+    `dense` are the models that the arms begin with: their training is `dense_seconds`, and nothing comes after.
     What nobody knows, as of weights from elsewhere, is not in it or None.
     """
     path = Path(stage.path) / RESULT
@@ -52,7 +52,7 @@ def cost_of(stage: Stage, starts: Sequence[Stage] = ()) -> dict[str, Any]:
     known = {name: result[name] for name in names if result.get(name) is not None}
     known.setdefault("active_parameters", known.get("parameters"))
     own, verb = seconds_of(stage.path), result.get("verb")
-    if verb == "pretrain" and stage.path in [start.path for start in starts]:
+    if verb == "pretrain" and stage.path in [one.path for one in dense]:
         return {**known, "seconds": 0.0, "cluster_seconds": 0.0, "dense_seconds": own}
     if verb not in ("pretrain", "train-experts"):
         return known

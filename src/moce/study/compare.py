@@ -15,7 +15,7 @@ from moce.study.arms import arms_of
 from moce.study.outcome import finish
 from moce.study.plan import Plan
 from moce.study.settings import Settings, plan_with, read_settings, seeds_of
-from moce.study.starts import starts_by_seed
+from moce.study.starts import starts_of
 
 ARMS: list[dict[str, Any]] = [
     {"name": "MAE"},
@@ -39,9 +39,9 @@ SMALL: dict[str, Any] = {
 
 
 def plan_of(config: StudyConfig, settings: Settings) -> Plan:
-    """The plan of a comparison: a dense model, its clusters, and arms that start from both."""
+    """The plan of a comparison: dense models, their clusters, and arms that start from both."""
     out, content = Path(config.out), settings.content
-    starts = starts_by_seed(settings, out, config.seed, seeds_of(settings, config))
+    starts = starts_of(settings, out, config.seed, seeds_of(settings, config), config.quiet)
     arms = arms_of(settings, out, starts)
     names = [arm.name for arm in arms]
     for key in ("method", "baseline", "lr_from"):
@@ -49,9 +49,7 @@ def plan_of(config: StudyConfig, settings: Settings) -> Plan:
             hint = did_you_mean(content[key], names)
             raise UserError(f"{settings.where}: {key} '{content[key]}' is none of the arms.{hint}")
     given = {key: content[key] for key in ("method", "baseline", "lr_from") if key in content}
-    plan = plan_with(
-        config, settings, arms, starts=list(dict.fromkeys(start.dense for start in starts.values())), **given
-    )
+    plan = plan_with(config, settings, arms, dense=starts.dense, **given)
     if plan.method == plan.baseline:
         raise UserError(
             f"{settings.where}: method and baseline are both '{plan.method}', whose difference is nothing; name two "

@@ -17,6 +17,8 @@ from moce.options import changed_method_options
 from moce.study.plan import Stage, corpus
 from moce.verbs import resolve
 
+# What a run calls the fingerprint of what it was made from, by argument.
+INPUTS = {"mae": "dense model", "enc": "dense model", "clusters": "clusters"}
 NAMES = ("preset", "init")  # options that name something which changes the result
 
 
@@ -110,7 +112,7 @@ def stage_is_done(stage: Stage) -> bool:
     """Whether a stage is finished with these options, from these stages: what its verb would leave alone.
 
     Only looks at small files; `require_same` says what differs. Of a dense model or clusters that do not lie here any
-    more nothing says that they were others.
+    more nothing says that they were others, but that what the run itself names lies here in another folder.
     """
     if stage.verb is None:
         return True
@@ -121,9 +123,18 @@ def stage_is_done(stage: Stage) -> bool:
         return False
     if stage.verb == "pretrain" and other_weights(info, config.init):
         return False
-    dense, clusters = stage.needs.get("mae") or stage.needs.get("enc"), stage.needs.get("clusters")
-    made_from = ((dense, "dense model"), (clusters, "clusters"))
-    return all(own is None or identity(own) in (None, info.inputs.get(name)) for own, name in made_from)
+    same = all(identity(own) in (None, info.inputs.get(INPUTS[name])) for name, own in stage.needs.items())
+    return same and made_elsewhere(info, stage) is None
+
+
+def made_elsewhere(info: RunInfo, stage: Stage) -> str | None:
+    """From which run that lies here a run was made, where the study would first train another one for it."""
+    for name, own in stage.needs.items():
+        before = Stage(str(info.config.get(name)))
+        moved = Path(before.path).name != Path(own.path).name  # a whole study may have been copied or renamed
+        if moved and identity(own) is None and identity(before) == info.inputs.get(INPUTS[name]):
+            return before.path
+    return None
 
 
 def config_of(stage: Stage) -> Any:
@@ -148,4 +159,10 @@ def require_known(stage: Stage) -> None:
     Its verb, which says so otherwise, would miss that first.
     """
     info = read_run(stage.path, stage.verb)
+    if (before := made_elsewhere(info, stage)) is not None:
+        own = ", ".join(Path(one.path).name for one in stage.needs.values() if identity(one) is None)
+        raise UserError(
+            f"{stage.path} was made from {before}, and this study would make {own} for it; repeat the earlier file, "
+            "or choose another --out."
+        )
     earlier_run(Path(stage.path), str(stage.verb), config_of(stage), info.inputs)

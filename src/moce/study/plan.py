@@ -84,6 +84,9 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)  # as the configuration gives them
     strategy: str | None = None
     protocols: tuple[str, ...] | None = None  # None: those of the study
+    per_seed: bool = (
+        False  # whether each seed counts as a model of its own, also where some have the same one
+    )
     selected_by: "Arm | None" = None  # whose sub-model says, task by task, on which clusters a run is trained
 
     def trained_on(self, clusters: Sequence[int], seed: int) -> Stage:
@@ -100,7 +103,7 @@ class Arm:
     @property
     def seedless(self) -> bool:
         """Whether one model serves all seeds."""
-        return len({stage.path for stage in self.models.values()}) == 1
+        return not self.per_seed and len({stage.path for stage in self.models.values()}) == 1
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Plan:
     protocols: list[str]
     seeds: list[int]
     images: str = ""  # the pre-training pictures, for people
-    starts: Sequence[Stage] = ()  # the dense models that arms are trained on from, where there are any
+    dense: Sequence[Stage] = ()  # the models that arms are trained on from, where there are any
     evaluate: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # protocol: options
     method: str = "MoCE"  # whose difference to the baseline is the point
     baseline: str = "MAE*"
@@ -158,14 +161,14 @@ class Plan:
     def as_it_is(self, arm: Arm) -> str | None:
         """What an arm measures that no verb of this study makes, a folder or a name; not the dense model."""
         stage = next(iter(arm.models.values()))
-        return None if stage.verb is not None or stage in self.starts else stage.path
+        return None if stage.verb is not None or stage in self.dense else stage.path
 
     @property
     def alike(self) -> bool:
-        """Whether all arms are the dense model, or it trained on with the same pictures in the same order."""
-        trained = [arm for arm in self.arms if next(iter(arm.models.values())) not in self.starts]
+        """Whether all arms are a seed's dense model, or it trained on with the same pictures in the same order."""
+        trained = [arm for arm in self.arms if next(iter(arm.models.values())) not in self.dense]
         stages = [stage for arm in trained for stage in arm.models.values()]
-        same = all(s.verb == "train-experts" and s.needs.get("mae") in self.starts for s in stages)
+        same = all(s.verb == "train-experts" and s.needs.get("mae") in self.dense for s in stages)
         other = any(arm.selected_by or any(name in arm.options for name in PICTURES) for arm in trained)
         return same and not other
 

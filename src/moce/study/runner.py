@@ -229,7 +229,7 @@ class Worker:
             "pictures": self.cells.pictures(cell),
             # What was continued says how long all of it took.
             "seconds": max(round(time.monotonic() - started, 3), result["seconds"]),
-            "cost": cost_of(stage, self.plan.starts),
+            "cost": cost_of(stage, self.plan.dense),
         }
         return {**result, "method": cell.arm.name, "study": about}
 

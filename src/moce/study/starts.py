@@ -1,19 +1,26 @@
 """What the arms of a study start from: a dense model and its clusters, one of each for all seeds or for each seed.
 
-mae = "runs/mae"              one model for all seeds, which lies there
-mae = ["runs/a", "runs/b"]    one for each seed of the file, in its order; a run may stand there twice
-mae_per_seed = true           one for each, trained here: OUT/runs/seed0-mae, ...
-none of these                 one for all, trained here: OUT/runs/mae
-clusters_per_seed = true      clusters of its own for each seed, as with a list or mae_per_seed anyway
+    mae = "runs/mae"              one model for all seeds, which lies there
+    mae = ["runs/a", "runs/b"]    one for each seed of the file, in its order; a run may stand there twice
+    mae_per_seed = true           one for each, trained here: OUT/runs/seed0-mae, ...
+    none of these                 one for all, trained here: OUT/runs/mae
+
+and likewise `clusters` and `clusters_per_seed`; with a dense model for each seed there are clusters for each anyway.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moce.config import PretrainConfig
+from moce.engine.progress import say
 from moce.errors import UserError
 from moce.study.plan import Stage
 from moce.study.settings import Settings
+
+WHAT = {"mae": "a dense model", "clusters": "clusters"}
+VERB = {"mae": "pretrain", "clusters": "cluster"}
 
 
 class Start(NamedTuple):
@@ -23,65 +30,101 @@ class Start(NamedTuple):
     clusters: Stage
 
 
-def starts_by_seed(settings: Settings, out: Path, seed: int, seeds: Sequence[int]) -> dict[int, Start]:
-    """The start of each of `seeds`; what is one for all is made with `seed`.
+@dataclass(frozen=True)
+class Starts:
+    """The start of each seed that a command works on."""
 
-    UserError where a model or clusters are to be one for all and each seed's own as well, and where a list of models
-    does not say which one a seed has.
+    by_seed: Mapping[int, Start]
+    dense: Sequence[Stage]  # every dense model of the study once, also of the file's other seeds
+    shared: bool  # whether there is one dense model for all seeds
+
+
+def starts_of(settings: Settings, out: Path, seed: int, seeds: Sequence[int], quiet: bool) -> Starts:
+    """The starts of `seeds`; what is one for all is made with `seed`.
+
+    UserError where a model or clusters are to be one for all and each seed's own as well, or a list does not say which
+    one a seed has.
     """
-    models = models_by_seed(settings, out, seed, seeds)
-    if not (own_models(settings) or settings.content.get("clusters_per_seed")):
-        clusters = cluster_stage(settings, out, models[seeds[0]], seed)
-        return {own: Start(dense, clusters) for own, dense in models.items()}
-    if "clusters" in settings.content:
-        given = ("clusters_per_seed", "mae_per_seed")
-        key = next((name for name in given if settings.content.get(name)), "mae")
-        raise UserError(
-            f"{settings.where}: 'clusters' names one run for all seeds, '{key}' wants one for each; leave one of the "
-            "two out."
-        )
-    # An arm called "clusters" has runs/clusters-seed0.
-    return {
-        own: Start(dense, cluster_stage(settings, out, dense, own, f"seed{own}-clusters"))
-        for own, dense in models.items()
-    }
+    everyone = list(dict.fromkeys([*settings.content.get("seeds", ()), *seeds]))
+    shared = not of_each(settings, "mae")
+    require_one_way(settings, shared)
+    if shared:
+        models = dict.fromkeys(everyone, dense_stage(settings, out, seed))
+    else:
+        models = listed_runs(settings, "mae", seeds) or {
+            own: pretrain_stage(settings, out, own, f"seed{own}-mae") for own in everyone
+        }
+        compare_models(settings, {own: models[own] for own in seeds}, quiet)
+    if shared and not of_each(settings, "clusters"):
+        clusters = dict.fromkeys(everyone, cluster_stage(settings, out, models[seeds[0]], seed))
+    else:  # an arm called "clusters" has runs/clusters-seed0
+        clusters = listed_runs(settings, "clusters", seeds) or {
+            own: cluster_stage(settings, out, models[own], own, f"seed{own}-clusters") for own in seeds
+        }
+    starts = {own: Start(models[own], clusters[own]) for own in seeds}
+    return Starts(starts, list(dict.fromkeys(models.values())), shared)
 
 
-def own_models(settings: Settings) -> bool:
-    """Whether each seed has a dense model of its own."""
-    return bool(settings.content.get("mae_per_seed")) or isinstance(settings.content.get("mae"), list)
+def of_each(settings: Settings, key: str) -> bool:
+    """Whether each seed has a dense model (`mae`) or `clusters` of its own."""
+    return bool(settings.content.get(f"{key}_per_seed")) or isinstance(settings.content.get(key), list)
 
 
-def models_by_seed(settings: Settings, out: Path, seed: int, seeds: Sequence[int]) -> dict[int, Stage]:
-    """The dense model of each of `seeds`."""
+def require_one_way(settings: Settings, shared: bool) -> None:
+    """UserError where the file says twice what the seeds start from, and not the same."""
     content, where = settings.content, settings.where
-    if not own_models(settings):
-        return dict.fromkeys(seeds, dense_stage(settings, out, seed))
-    if not content.get("mae_per_seed"):
-        return listed_models(settings, seeds)
-    if "mae" in content:
+    for key, what in WHAT.items():
+        if content.get(f"{key}_per_seed") and key in content:
+            named = "runs" if isinstance(content[key], list) else "one run for all seeds"
+            raise UserError(
+                f"{where}: '{key}' names {named}, '{key}_per_seed' has {what} made for each seed; leave one of the two "
+                "out."
+            )
+    if not shared and (isinstance(content.get("clusters"), str) or content.get("clusters_per_seed") is False):
         raise UserError(
-            f"{where}: 'mae' names runs that lie there, 'mae_per_seed' has one trained for each seed; leave one of the "
-            "two out."
+            f"{where}: with a dense model for each seed each has its own clusters; list those that lie there, one for "
+            "each seed, or leave 'clusters' and 'clusters_per_seed' out."
         )
-    return {own: pretrain_stage(settings, out, own, f"seed{own}-mae") for own in seeds}
 
 
-def listed_models(settings: Settings, seeds: Sequence[int]) -> dict[int, Stage]:
-    """Those of a list with one for each seed of the file."""
-    paths, of = settings.content["mae"], list(dict.fromkeys(settings.content.get("seeds", ())))
-    if len(paths) != len(of):
+def listed_runs(settings: Settings, key: str, seeds: Iterable[int]) -> dict[int, Stage]:
+    """The runs of a list with one for each seed of the file, which `seeds` must have; empty where there is no list."""
+    runs, own = settings.content.get(key), settings.content.get("seeds", [])
+    if not isinstance(runs, list):
+        return {}
+    if len(runs) != len(own) or len(set(own)) != len(own):
         raise UserError(
-            f"{settings.where}: 'mae' lists {len(paths)} and 'seeds' {len(of)}; give one run for each seed, in their "
-            "order, or a single run for all, without brackets."
+            f"{settings.where}: '{key}' lists {len(runs)} runs, 'seeds' is {own}; give the file as many different "
+            "seeds as runs, in their order, or a single run for all, without brackets."
         )
-    if missing := [own for own in seeds if own not in of]:
+    if missing := [seed for seed in seeds if seed not in own]:
         raise UserError(
-            f"--seeds {missing[0]}: {settings.where} lists no dense model for it; give some of "
-            f"{', '.join(map(str, of))}."
+            f"--seeds {missing[0]}: '{key}' of {settings.where} lists no run for it; give some of "
+            f"{', '.join(map(str, own))}."
         )
-    found = {path: earlier_run(path, "pretrain") for path in paths}
-    return {own: found[path] for own, path in zip(of, paths, strict=True) if own in seeds}
+    for seed, path in zip(own, runs, strict=True):
+        if seed in seeds:
+            earlier_run(path, VERB[key])
+    stages = {path: Stage(path) for path in runs}
+    return {seed: stages[path] for seed, path in zip(own, runs, strict=True)}
+
+
+def compare_models(settings: Settings, models: Mapping[int, Stage], quiet: bool) -> None:
+    """Say in which options the models that lie there differ, seeds left out: the spread over seeds holds that too."""
+    from moce.engine.runs import read_run
+
+    runs = {seed: read_run(one.path, "pretrain") for seed, one in models.items() if one.verb is None}
+    if not runs:
+        return
+    first, *others = runs
+    compared = [f.name for f in fields(PretrainConfig) if f.metadata["role"] == "method" and f.name != "seed"]
+    for seed in others:
+        own, its = runs[first], runs[seed]
+        differ = [name for name in compared if own.config.get(name) != its.config.get(name)]
+        differ += ["pictures"] if own.inputs.get("images") != its.inputs.get("images") else []
+        if differ:
+            what = f"the dense models of seeds {first} and {seed} differ in {', '.join(differ)}"
+            say(f"{what}; the spread over seeds holds that as well", quiet)
 
 
 def dense_stage(settings: Settings, out: Path, seed: int) -> Stage:

@@ -95,6 +95,7 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
         "baseline": plan.baseline,
         "arms": [arm_facts(plan, arm, progress.results) for arm in plan.arms],
         "alike": plan.alike,
+        "dense_models": len(plan.dense),
         "resamples": RESAMPLES,
         "tables": {protocol: table_facts(measured, protocol) for protocol in protocols},
         "differences": {protocol: [pair.summary() for pair in own] for protocol, own in pairs.items()},
@@ -120,8 +121,8 @@ def pairs_of(plan: Plan, measured: Measured, protocol: str) -> Iterable[Pair]:
 def arm_facts(plan: Plan, arm: Arm, results: list[dict[str, Any]]) -> dict[str, Any]:
     """What an arm is and costs, mean of the runs of its cells, or of its runs where there is no cell yet."""
     own = [r for r in results if r["method"] == arm.name]
-    costs = list({r["study"].get("run"): r["study"].get("cost", {}) for r in own}.values())
-    costs = costs or [cost_of(stage, plan.starts) for stage in arm.models.values()]
+    costs = list({(r["seed"], r["study"].get("run")): r["study"].get("cost", {}) for r in own}.values())
+    costs = costs or [cost_of(stage, plan.dense) for stage in arm.models.values()]
     paths = [r["model"] for r in own] if arm.selected_by else [s.path for s in arm.models.values()]
     names = (
         "parameters",

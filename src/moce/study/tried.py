@@ -57,9 +57,7 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     spent = {cell["study"]["run"]: cell["study"].get("cost", {}).get("seconds") for cell in cells}
     seconds = [own for own in spent.values() if own is not None]
     options = training_options(arm.models[seed], arm.options)
-    for stage in list(leading_to(arm.models[seed]))[:-1]:  # of the study's own dense model and clusters
-        if stage.verb is not None and (own := training_options(stage, {})):
-            options[stage.verb] = own
+    options |= options_before(arm.models[seed], seed)
     if arm.selected_by is not None:
         options["selected_by"] = arm.selected_by.name
     evaluation = first["study"].get("options", {})
@@ -96,6 +94,20 @@ def runs_of(cells: list[dict[str, Any]]) -> str:
 def as_json(content: Any) -> str:
     """One spelling for equal contents."""
     return json.dumps(content, sort_keys=True)
+
+
+def options_before(stage: Stage, seed: int) -> dict[str, dict[str, Any]]:
+    """Options of the study's own dense model and clusters by verb; their seed where it is not that of the run."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in list(leading_to(stage))[:-1]:
+        if one.verb is None:
+            continue
+        own = training_options(one, {})
+        if (its := one.options.get("seed", seed)) != seed:  # one for all seeds
+            own["seed"] = its
+        if own:
+            found[one.verb] = own
+    return found
 
 
 def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
