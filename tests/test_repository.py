@@ -1,5 +1,6 @@
 """What may not be in the repository: registries' hosts, large files, paths of one machine, a second lock."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ MACHINE_PATHS = [
     "/" + name for name in ("work/", "tmp/bash_jobs", "root/", "opt/wheels", "opt/pypi", "home/")
 ]
 LARGEST = 2 * 1024 * 1024
+STUDIES = ("compare", "ablate", "negative-transfer")
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +149,14 @@ def test_links_of_the_documentation_lead_somewhere(files: list[Path]) -> None:
             f"{page.name}: {name}" for name in sorted(targets) if name and not (page.parent / name).exists()
         ]
     assert not lost, "no such files"
+
+
+def test_every_study_of_the_results_has_its_file(files: list[Path]) -> None:
+    kept = {path.stem: path.read_text() for path in files if path.parent.name == "studies"}
+    made = {}
+    for path in files:
+        if path.parent.name == "results" and path.suffix == ".json":
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and content.get("kind") in STUDIES:
+                made[path.stem] = content["origin"]["config"].strip() + "\n"
+    assert made and kept == made

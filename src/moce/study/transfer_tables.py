@@ -45,7 +45,7 @@ def verdict(found: dict[str, Any]) -> str:
         )
     return (
         f"On {found['improved']} of {number} tasks the better half's model is better than that of all pictures "
-        f"(told from none by the test pictures: better on {apart['better']}, worse on {apart['worse']})."
+        f"(significantly, by the test pictures: better on {apart['better']}, worse on {apart['worse']})."
     )
 
 
