@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moce.engine.launch import local_rank, local_world_size, world_size
+from moce.engine.launch import local_rank, local_world_size, usable_cores, world_size
 from moce.errors import UserError
 
 
@@ -102,8 +101,7 @@ def coarse_products(device: torch.device) -> Iterator[None]:
 
 def spare_cores() -> int:
     """Cores for workers that read pictures: all but one of those that fall to this process."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(usable // local_world_size() - 1, 0)
+    return max(usable_cores() // local_world_size() - 1, 0)
 
 
 def num_workers_of(option: int) -> int:

@@ -11,6 +11,11 @@ import uuid
 from moce.errors import UserError
 
 
+def usable_cores() -> int:
+    """Cores that this process may use; of some of the machine's, where it is bound to these."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _variable(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     try:
@@ -53,8 +58,7 @@ def launch(devices: int, arguments: list[str]) -> int:
 
     logging.disable(logging.ERROR)  # the processes say themselves what is wrong
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ["OMP_NUM_THREADS"] = str(max(cores // devices, 1))
+        os.environ["OMP_NUM_THREADS"] = str(max(usable_cores() // devices, 1))
     agent = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from moce.engine.launch import usable_cores
 from moce.engine.processes import group
 from moce.engine.progress import track
 from moce.images.decode import UnreadableImage
-from moce.images.reading import CHUNK, Decoded, cores, read_all
+from moce.images.reading import CHUNK, Decoded, read_all
 from moce.images.sources import Source
 
 DIGEST = 32  # bytes of SHA-256
@@ -27,7 +28,7 @@ def content_fingerprint(source: Source, quiet: bool = True) -> str:
     own = processes.share(len(source))
     made = read_all(source, quiet, only_if_cheap=True) if hasattr(source, "array") else None
     # What comes as pixels may be made by code that only one thread at a time may run.
-    threads = cores() if _in_files(source) else 1
+    threads = usable_cores() if _in_files(source) else 1
     chunks = [own[start : start + CHUNK] for start in range(0, len(own), CHUNK)]
     parts = [torch.empty(0, DIGEST, dtype=torch.uint8)]
     with (

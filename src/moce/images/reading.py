@@ -1,6 +1,5 @@
 """Looking through a whole source: which pictures are broken, have all the same size, and all of them in one array."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from moce.engine.launch import usable_cores
 from moce.engine.progress import track
 from moce.errors import UserError
 from moce.images.decode import UnreadableImage
@@ -86,11 +86,6 @@ def forget(source: Source | None = None) -> None:
         _decoded.pop(_key(source), None)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _look(
     source: Source, indices: Sequence[int], cache_gib: float, quiet: bool, only_to_keep: bool = False
 ) -> None:
@@ -119,7 +114,7 @@ def _look(
 
     with (
         track(len(indices), "reading pictures", quiet=quiet) as progress,
-        ThreadPoolExecutor(cores()) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         for count in pool.map(decode, range(0, len(indices), CHUNK)):
             progress.advance(count)

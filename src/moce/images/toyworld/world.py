@@ -6,7 +6,6 @@ first n pictures are the same for every `num`.
 
 import hashlib
 import multiprocessing
-import os
 import signal
 import sys
 import warnings
@@ -19,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from moce.engine.launch import usable_cores
 from moce.errors import UserError, did_you_mean
 from moce.images.toyworld.kinds import CLASSES_PER_KIND, KINDS, MADE, NATURAL, VERSION, picture
 from moce.images.uris import parts_of, refuse_unknown
@@ -88,7 +88,7 @@ class ToyWorld:
         """
         if self._array is None:
             drawn = np.empty((self.num, self.channels, self.size, self.size), dtype=np.uint8)
-            for start, part in self._parts(_cores() if num_workers is None else num_workers):
+            for start, part in self._parts(min(usable_cores(), 32) if num_workers is None else num_workers):
                 drawn[start : start + len(part)] = part
             self._array = torch.from_numpy(drawn)
         return self._array
@@ -141,10 +141,6 @@ class ToyWorld:
 def _end_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _cores() -> int:
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 32)
 
 
 def _parsed(uri: str) -> tuple[str, dict[str, str]]:
