@@ -61,6 +61,10 @@ def test_no_file_holds_a_path_of_one_machine(files: list[Path]) -> None:
     assert lines_with(files, r"(?<![\w.~-])(" + "|".join(map(re.escape, MACHINE_PATHS)) + ")") == []
 
 
+def test_nothing_is_left_to_be_filled_in(files: list[Path]) -> None:
+    assert lines_with(files, r"@@\w+@@|\bTO" + r"DO\b|\bFIX" + r"ME\b") == []
+
+
 def test_every_file_is_small(files: list[Path]) -> None:
     assert [
         f"{path.name}: {path.stat().st_size} bytes" for path in files if path.stat().st_size > LARGEST

@@ -11,7 +11,9 @@ TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 
 
 def blocks() -> list[tuple[str, str]]:
-    return re.findall(r"^```(bash|python)\n(.*?)^```$", TUTORIAL.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```(bash|python|toml)\n(.*?)^```$", TUTORIAL.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def test_every_block_of_the_tutorial_runs(
@@ -23,6 +25,9 @@ def test_every_block_of_the_tutorial_runs(
     kinds = []
     for kind, text in blocks():
         kinds.append(kind)
+        if kind == "toml":
+            (tmp_path / "study.toml").write_text(text)
+            continue
         if kind == "python":
             exec(compile(text, f"tutorial block {len(kinds)}", "exec"), names)
             continue
@@ -31,7 +36,7 @@ def test_every_block_of_the_tutorial_runs(
             assert program == "moce"
             done = command(*arguments)
             assert done.code == 0, f"{line}\n{done.stderr}"
-    assert kinds == ["python", "bash", "python", "bash"]
+    assert kinds == ["python", "bash", "python", "bash", "toml", "bash"]
 
     page = (tmp_path / "rehearsal/report.html").read_text("utf-8")
     assert "MoCE" in page and len(page) > 50_000
@@ -41,6 +46,8 @@ def test_every_block_of_the_tutorial_runs(
     assert [scores[n]["method"] for n in scores] == ["MAE", "MAE*", "MoCE"]
     assert all(score["num_test"] == 60 and 0 <= score["value"] <= 1 for score in scores.values())
     assert torch_loss(names) > 0
+    study = json.loads((tmp_path / "rehearsal/study/result.json").read_text())
+    assert study["finished"] and study["primary"]["tasks"] == 1 and study["seeds"] == [0, 1]
 
 
 def torch_loss(names: dict[str, object]) -> float:

@@ -158,15 +158,47 @@ def test_models_of_other_recipes_are_named(
 
 
 def test_a_study_goes_on_as_it_began(of_each: Path, tmp_path: Path) -> None:
-    """A model for all seeds in place of one for each is refused before it is trained."""
+    """A model for all seeds in place of one for each is refused before it is trained, also after a renaming."""
     shutil.copytree(of_each / "study", tmp_path / "study")
-    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", "")
+    text = (of_each / "study.toml").read_text()
     (tmp_path / "study.toml").write_text(text)
-    for path in (tmp_path / "study" / "runs").glob("*/config.json"):  # as if it had been made there
-        path.write_text(path.read_text().replace(str(of_each), str(tmp_path)))
+    assert again(tmp_path, quiet=True, budget_minutes=0)["finished"]  # a copy is the same study
+    (tmp_path / "study.toml").write_text(text.replace("mae_per_seed = true", ""))
     with pytest.raises(UserError, match=r"was made from .*seed0-mae, and this study would make mae.* for it"):
         again(tmp_path, quiet=True)
     assert not (tmp_path / "study" / "runs" / "mae").exists()
+
+
+def test_a_copy_without_its_dense_models_is_the_same_study(of_each: Path, tmp_path: Path) -> None:
+    shutil.copytree(of_each / "study", tmp_path / "study")
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "study" / "runs" / f"seed{seed}-mae")
+    (tmp_path / "study.toml").write_text((of_each / "study.toml").read_text())
+    assert again(tmp_path, quiet=True, budget_minutes=0)["finished"]
+
+
+def test_a_named_model_of_the_same_name_is_another_one(study: Path, tmp_path: Path) -> None:
+    """The file named runs/mae elsewhere; without that line the study's own would be called so."""
+    shutil.copytree(study / "study", tmp_path / "study")
+    lines = (study / "study.toml").read_text().splitlines()
+    kept = [line for line in lines if not line.strip().startswith(("mae =", "clusters ="))]
+    (tmp_path / "study.toml").write_text("\n".join(kept))
+    with pytest.raises(UserError, match=r"was made from .*, and this study would make mae, clusters for it"):
+        again(tmp_path, quiet=True)
+    assert not (tmp_path / "study" / "runs" / "mae").exists()
+
+
+def test_clusters_are_listed_beside_their_own_models(of_each: Path, tmp_path: Path) -> None:
+    runs = of_each / "study" / "runs"
+    models = ", ".join(f"'{runs / f'seed{seed}-mae'}'" for seed in (0, 1))
+    clusters = ", ".join(f"'{runs / f'seed{seed}-clusters'}'" for seed in (1, 0))
+    listed = f"mae = [{models}]\nclusters = [{clusters}]"
+    text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", listed)
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(
+        UserError, match="seed 0 has the dense model .*seed0-mae and the clusters .*seed1-clusters, wh"
+    ):
+        again(tmp_path, quiet=True)
 
 
 def test_who_chooses_a_learning_rate_does_so_with_the_first_seed_of_the_file(tmp_path: Path) -> None:

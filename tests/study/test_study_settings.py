@@ -53,6 +53,10 @@ GIVEN = 'images = "x"\ntasks = ["a"]\n'
             GIVEN + "mae_per_seed = true\nclusters_per_seed = false",
             "leave 'clusters' and 'clusters_per_seed' out",
         ),
+        (
+            GIVEN + 'mae_per_seed = true\nseeds = [0]\nclusters = ["a"]',
+            "made that they are not of; list these in 'mae'",
+        ),
         (GIVEN + "mae = 3", "'mae' must be a text or a list of texts, not 3"),
         (GIVEN + "mae_per_seed = 1", "'mae_per_seed' must be true or false, not 1"),
         (GIVEN + "clusters_per_seed = 1", "'clusters_per_seed' must be true or false, not 1"),

@@ -5,6 +5,7 @@ lies here no more, its cells say it: `training` in each is what led to the run t
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,19 @@ def stage_is_done(stage: Stage) -> bool:
 
 
 def made_elsewhere(info: RunInfo, stage: Stage) -> str | None:
-    """From which run that lies here a run was made, where the study would first train another one for it."""
+    """From which run that lies here a run was made, where the study would first make another one for it.
+
+    A study that was renamed or copied is the same: what counts is where the one lies as seen from the other.
+    """
+    made_in, kept_in = os.path.dirname(str(info.config.get("out"))), os.path.dirname(stage.path)
     for name, own in stage.needs.items():
-        before = Stage(str(info.config.get(name)))
-        moved = Path(before.path).name != Path(own.path).name  # a whole study may have been copied or renamed
-        if moved and identity(own) is None and identity(before) == info.inputs.get(INPUTS[name]):
-            return before.path
+        recorded = str(info.config.get(name))
+        place = os.path.relpath(recorded, made_in or ".")
+        if identity(own) is not None or place == os.path.relpath(own.path, kept_in or "."):
+            continue
+        for before in (recorded, os.path.normpath(os.path.join(kept_in, place))):
+            if identity(Stage(before)) == info.inputs.get(INPUTS[name]):
+                return before
     return None
 
 

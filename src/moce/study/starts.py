@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from moce.config import PretrainConfig
 from moce.engine.progress import say
 from moce.errors import UserError
+from moce.study.lineage import identity
 from moce.study.plan import Stage
 from moce.study.settings import Settings
 
@@ -61,6 +62,7 @@ def starts_of(settings: Settings, out: Path, seed: int, seeds: Sequence[int], qu
         clusters = listed_runs(settings, "clusters", seeds) or {
             own: cluster_stage(settings, out, models[own], own, f"seed{own}-clusters") for own in seeds
         }
+        require_of_each_other(settings, {own: Start(models[own], clusters[own]) for own in seeds})
     starts = {own: Start(models[own], clusters[own]) for own in seeds}
     return Starts(starts, list(dict.fromkeys(models.values())), shared)
 
@@ -80,6 +82,12 @@ def require_one_way(settings: Settings, shared: bool) -> None:
                 f"{where}: '{key}' names {named}, '{key}_per_seed' has {what} made for each seed; leave one of the two "
                 "out."
             )
+    listed = isinstance(content.get("clusters"), list)
+    if listed and content.get("mae_per_seed"):
+        raise UserError(
+            f"{where}: 'clusters' lists runs that are there, and 'mae_per_seed' has dense models made that they are "
+            "not of; list these in 'mae', or leave 'clusters' out."
+        )
     if not shared and (isinstance(content.get("clusters"), str) or content.get("clusters_per_seed") is False):
         raise UserError(
             f"{where}: with a dense model for each seed each has its own clusters; list those that lie there, one for "
@@ -109,6 +117,21 @@ def listed_runs(settings: Settings, key: str, seeds: Iterable[int]) -> dict[int,
     return {seed: stages[path] for seed, path in zip(own, runs, strict=True)}
 
 
+def require_of_each_other(settings: Settings, starts: Mapping[int, Start]) -> None:
+    """UserError where clusters that lie there are not of the dense model of their seed."""
+    from moce.engine.runs import read_run
+
+    for seed, start in starts.items():
+        if start.clusters.verb is not None:
+            continue
+        of = read_run(start.clusters.path, "cluster").inputs.get("dense model")
+        if (own := identity(start.dense)) is not None and of != own:
+            raise UserError(
+                f"{settings.where}: seed {seed} has the dense model {start.dense.path} and the clusters "
+                f"{start.clusters.path}, which are of another one; list them in one order."
+            )
+
+
 def compare_models(settings: Settings, models: Mapping[int, Stage], quiet: bool) -> None:
     """Say in which options the models that lie there differ, seeds left out: the spread over seeds holds that too."""
     from moce.engine.runs import read_run
@@ -121,7 +144,8 @@ def compare_models(settings: Settings, models: Mapping[int, Stage], quiet: bool)
     for seed in others:
         own, its = runs[first], runs[seed]
         differ = [name for name in compared if own.config.get(name) != its.config.get(name)]
-        differ += ["pictures"] if own.inputs.get("images") != its.inputs.get("images") else []
+        made_of = {"images": "pictures", "weights of --init": "initial weights"}
+        differ += [what for name, what in made_of.items() if own.inputs.get(name) != its.inputs.get(name)]
         if differ:
             what = f"the dense models of seeds {first} and {seed} differ in {', '.join(differ)}"
             say(f"{what}; the spread over seeds holds that as well", quiet)
