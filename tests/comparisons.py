@@ -6,25 +6,20 @@ from typing import Any
 import moce
 
 ROOT = "toyworld://?size=32&num=24"
+MAE, MAE_STAR, MOCE = (
+    f'[[arms]]\nname = "{name}"\n{options}\n'
+    for name, options in (
+        ("MAE", ""),
+        ("MAE*", 'options = { gate = "none" }'),
+        ("MoCE", 'options = { gate = "cluster" }'),
+    )
+)
+MOCE_RANDOM = MOCE.replace("MoCE", "MoCE random") + 'strategy = "random"\n'
 
 
 def settings(small_runs: Any, tmp_path: Path, more: str = "", arms: str = "") -> Path:
     """A file of two tasks, one protocol and three arms, on runs that are there."""
-    arms = (
-        arms
-        or """
-        [[arms]]
-        name = "MAE*"
-        options = { gate = "none" }
-        [[arms]]
-        name = "MoCE"
-        options = { gate = "cluster" }
-        [[arms]]
-        name = "MoCE random"
-        options = { gate = "cluster" }
-        strategy = "random"
-    """
-    )
+    arms = arms or MAE_STAR + MOCE + MOCE_RANDOM
     file = tmp_path / "study.toml"
     file.write_text(
         f"""
@@ -41,6 +36,11 @@ def settings(small_runs: Any, tmp_path: Path, more: str = "", arms: str = "") ->
         """
     )
     return file
+
+
+def without(text: str, *keys: str) -> str:
+    """A file without the lines of these keys."""
+    return "\n".join(line for line in text.splitlines() if line.strip().split(" = ")[0] not in keys)
 
 
 def again(study: Path, **options: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparisons import ROOT, again, settings, times
+from comparisons import MAE, MAE_STAR, ROOT, again, settings, times
 
 import moce
 from moce.engine.endings import Interruption, leave_by
@@ -226,16 +226,7 @@ def test_a_cell_that_another_process_measures_is_passed_over(
 
 
 def test_the_learning_rate_of_fine_tuning_is_chosen_once(small_runs: Any, tmp_path: Path) -> None:
-    arms = """
-        [[arms]]
-        name = "MAE"
-        [[arms]]
-        name = "MAE*"
-        options = { gate = "none" }
-        [evaluate]
-        epochs = 1
-        lrs = [1e-3, 4e-3]
-    """
+    arms = MAE + MAE_STAR + "[evaluate]\nepochs = 1\nlrs = [1e-3, 4e-3]"
     file = settings(small_runs, tmp_path, more='lr_from = "MAE*"', arms=arms)
     text = file.read_text().replace('"knn"', '"finetune"').replace('"letters", ', "")
     file.write_text(text)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparisons import again, settings
+from comparisons import MAE, MAE_STAR, MOCE, again, settings, without
 
 import moce
 from moce.config import StudyConfig
@@ -15,33 +15,16 @@ from moce.study.compare import SMALL, plan_of
 from moce.study.settings import read_settings
 from moce.verbs import resolve
 
-ARMS = """
-[[arms]]
-name = "MAE"
-[[arms]]
-name = "MAE*"
-options = { gate = "none" }
-[[arms]]
-name = "MoCE"
-options = { gate = "cluster" }
-"""
-
 
 @pytest.fixture(scope="module")
 def of_each(small_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two seeds with a dense model trained for each; copy it before changing it."""
     folder = tmp_path_factory.mktemp("each")
     more = 'mae_per_seed = true\nseeds = [0, 1]\npreset = "debug"\n[cluster]\nnum_clusters = 4'
-    file = settings(small_runs, folder, more, ARMS)
-    without(file, "mae", "clusters")
+    file = settings(small_runs, folder, more, MAE + MAE_STAR + MOCE)
+    file.write_text(without(file.read_text(), "mae", "clusters"))
     assert again(folder, quiet=True)["finished"]
     return folder
-
-
-def without(file: Path, *keys: str) -> None:
-    lines = file.read_text().splitlines()
-    kept = [line for line in lines if line.strip().split(" = ")[0] not in keys]
-    file.write_text("\n".join(kept))
 
 
 def test_each_seed_may_have_a_dense_model_of_its_own(of_each: Path) -> None:
@@ -134,9 +117,7 @@ def test_a_run_may_be_listed_twice(of_each: Path, tmp_path: Path) -> None:
     runs = of_each / "study" / "runs"
     listed = ", ".join(f"'{runs / name}'" for name in ("seed0-mae", "seed0-mae", "seed1-mae"))
     text = (of_each / "study.toml").read_text().replace("mae_per_seed = true", f"mae = [{listed}]")
-    (tmp_path / "study.toml").write_text(
-        text.replace("[0, 1]", "[0, 1, 2]").partition("[[arms]]")[0] + ARMS[:22]
-    )
+    (tmp_path / "study.toml").write_text(text.replace("[0, 1]", "[0, 1, 2]").partition("[[arms]]")[0] + MAE)
     found = again(tmp_path, quiet=True, seeds="0,1")
     assert set(found["tables"]["knn"]["values"]["letters"]["MAE"]["seeds"]) == {"0", "1"}
     found = again(tmp_path, quiet=True)
@@ -157,12 +138,16 @@ def test_models_of_other_recipes_are_named(
     )
 
 
-def test_a_study_goes_on_as_it_began(of_each: Path, tmp_path: Path) -> None:
-    """A model for all seeds in place of one for each is refused before it is trained, also after a renaming."""
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_study_goes_on_as_it_began(of_each: Path, tmp_path: Path, renamed: bool) -> None:
+    """A model for all seeds in place of one for each is refused before it is trained."""
     shutil.copytree(of_each / "study", tmp_path / "study")
+    if renamed:  # what the runs name lies there no more
+        for file in (tmp_path / "study" / "runs").glob("*/config.json"):
+            file.write_text(file.read_text().replace(str(of_each), str(tmp_path / "earlier")))
     text = (of_each / "study.toml").read_text()
     (tmp_path / "study.toml").write_text(text)
-    assert again(tmp_path, quiet=True, budget_minutes=0)["finished"]  # a copy is the same study
+    assert again(tmp_path, quiet=True, budget_minutes=0)["finished"]  # the same study
     (tmp_path / "study.toml").write_text(text.replace("mae_per_seed = true", ""))
     with pytest.raises(UserError, match=r"was made from .*seed0-mae, and this study would make mae.* for it"):
         again(tmp_path, quiet=True)
@@ -180,9 +165,7 @@ def test_a_copy_without_its_dense_models_is_the_same_study(of_each: Path, tmp_pa
 def test_a_named_model_of_the_same_name_is_another_one(study: Path, tmp_path: Path) -> None:
     """The file named runs/mae elsewhere; without that line the study's own would be called so."""
     shutil.copytree(study / "study", tmp_path / "study")
-    lines = (study / "study.toml").read_text().splitlines()
-    kept = [line for line in lines if not line.strip().startswith(("mae =", "clusters ="))]
-    (tmp_path / "study.toml").write_text("\n".join(kept))
+    (tmp_path / "study.toml").write_text(without((study / "study.toml").read_text(), "mae", "clusters"))
     with pytest.raises(UserError, match=r"was made from .*, and this study would make mae, clusters for it"):
         again(tmp_path, quiet=True)
     assert not (tmp_path / "study" / "runs" / "mae").exists()

@@ -12,7 +12,7 @@ from moce.errors import UserError
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; of some of the machine's, where it is bound to these."""
+    """Cores that this process may use: those that it is bound to, else all of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

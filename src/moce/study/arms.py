@@ -58,7 +58,7 @@ def arms_of(settings: Settings, out: Path, starts: Starts) -> list[Arm]:
             models = dict.fromkeys(of_one, Stage(given["model"])) if "model" in given else dense
         require_choice(settings, given, where)
         per_seed = models is dense and not starts.shared
-        arms.append(Arm(name, models, options, given.get("strategy"), protocols, per_seed))
+        arms.append(Arm(name, models, options, given.get("strategy"), protocols, per_seed=per_seed))
     selected = {name: selecting_arm(by, arms, where) for name, (by, where) in selecting.items()}
     return [replace(arm, selected_by=selected[arm.name]) if arm.name in selected else arm for arm in arms]
 

@@ -84,9 +84,7 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)  # as the configuration gives them
     strategy: str | None = None
     protocols: tuple[str, ...] | None = None  # None: those of the study
-    per_seed: bool = (
-        False  # whether each seed counts as a model of its own, also where some have the same one
-    )
+    per_seed: bool = False  # whether each seed counts as a model of its own, though some have the same one
     selected_by: "Arm | None" = None  # whose sub-model says, task by task, on which clusters a run is trained
 
     def trained_on(self, clusters: Sequence[int], seed: int) -> Stage:

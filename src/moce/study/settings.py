@@ -17,17 +17,16 @@ from moce.verbs import resolve
 
 TEXT, TEXTS, NUMBERS, FLAG, TABLE, TABLES = (
     "a text",
-    "a list of texts",
+    "a text or a list of texts",
     "a list of whole numbers",
     "true or false",
     "a table",
     "[[...]]",
 )
-RUNS = "a text or a list of texts"
 LEVELS = "a list of names or a table of levels"
 KEYS = {
     "images": TEXT, "data_root": TEXT, "tasks": TEXTS, "protocols": TEXTS, "preset": TEXT, "seeds": NUMBERS,
-    "mae": RUNS, "mae_per_seed": FLAG, "clusters": RUNS, "clusters_per_seed": FLAG,
+    "mae": TEXTS, "mae_per_seed": FLAG, "clusters": TEXTS, "clusters_per_seed": FLAG,
     "method": TEXT, "baseline": TEXT, "lr_from": TEXT,
     "pretrain": TABLE, "cluster": TABLE, "experts": TABLE, "evaluate": TABLE, "arms": TABLES,
 }  # fmt: skip
@@ -42,7 +41,6 @@ ARM_KEYS = {
 IS: dict[str, Callable[[Any], bool]] = {
     TEXT: lambda value: isinstance(value, str),
     TEXTS: lambda value: isinstance(value, str) or _list_of(value, str),
-    RUNS: lambda value: isinstance(value, str) or _list_of(value, str),
     NUMBERS: lambda value: _list_of(value, int),
     FLAG: lambda value: isinstance(value, bool),
     TABLE: lambda value: isinstance(value, dict),

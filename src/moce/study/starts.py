@@ -57,13 +57,14 @@ def starts_of(settings: Settings, out: Path, seed: int, seeds: Sequence[int], qu
         }
         compare_models(settings, {own: models[own] for own in seeds}, quiet)
     if shared and not of_each(settings, "clusters"):
-        clusters = dict.fromkeys(everyone, cluster_stage(settings, out, models[seeds[0]], seed))
+        clusters = dict.fromkeys(seeds, cluster_stage(settings, out, models[seeds[0]], seed))
     else:  # an arm called "clusters" has runs/clusters-seed0
         clusters = listed_runs(settings, "clusters", seeds) or {
             own: cluster_stage(settings, out, models[own], own, f"seed{own}-clusters") for own in seeds
         }
-        require_of_each_other(settings, {own: Start(models[own], clusters[own]) for own in seeds})
     starts = {own: Start(models[own], clusters[own]) for own in seeds}
+    if isinstance(settings.content.get("clusters"), list):
+        require_of_each_other(settings, starts)
     return Starts(starts, list(dict.fromkeys(models.values())), shared)
 
 
@@ -118,12 +119,10 @@ def listed_runs(settings: Settings, key: str, seeds: Iterable[int]) -> dict[int,
 
 
 def require_of_each_other(settings: Settings, starts: Mapping[int, Start]) -> None:
-    """UserError where clusters that lie there are not of the dense model of their seed."""
+    """UserError where listed clusters are not of the dense model of their seed."""
     from moce.engine.runs import read_run
 
     for seed, start in starts.items():
-        if start.clusters.verb is not None:
-            continue
         of = read_run(start.clusters.path, "cluster").inputs.get("dense model")
         if (own := identity(start.dense)) is not None and of != own:
             raise UserError(

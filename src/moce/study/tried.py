@@ -58,10 +58,9 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     seconds = [own for own in spent.values() if own is not None]
     options = training_options(arm.models[seed], arm.options)
     options |= options_before(arm.models[seed], seed)
-    if (
-        own := arm.models[seed].options.get("seed", seed)
-    ) != seed:  # of the dense model, where it is one for all
-        options["seed"] = own
+    its = arm.models[seed].options.get("seed", seed)
+    if its != seed:  # the dense model, where it is one for all
+        options["seed"] = its
     if arm.selected_by is not None:
         options["selected_by"] = arm.selected_by.name
     evaluation = first["study"].get("options", {})
