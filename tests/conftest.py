@@ -16,7 +16,7 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
-from shared import made_once
+from shared import PATIENCE, made_once
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,8 +29,15 @@ for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[name] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
-# The same examples on every run; no deadline, since the first call of an operator is slow.
-hypothesis.settings.register_profile("moce", deadline=None, derandomize=True, database=None, max_examples=50)
+# The same examples on every run; however long they take, since the first call of an operator is slow, and machines are.
+hypothesis.settings.register_profile(
+    "moce",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+    max_examples=50,
+)
 hypothesis.settings.load_profile("moce")
 
 
@@ -139,7 +146,7 @@ class CommandLine(Protocol):
         *arguments: object,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        timeout: float = 280,
+        timeout: float = PATIENCE,
     ) -> Finished: ...
 
 
@@ -154,7 +161,10 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     home = tmp_path_factory.mktemp("cli")
 
     def run(
-        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 280
+        *arguments: object,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+        timeout: float = PATIENCE,
     ) -> Finished:
         done = subprocess.run(
             [*command, *map(str, arguments)],

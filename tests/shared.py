@@ -1,4 +1,4 @@
-"""What is made once for all processes of a test session."""
+"""What is made once for all processes of a test session, and how long they wait for others."""
 
 import fcntl
 import os
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Seconds in which a process has to do what is asked of it; a machine that others use may be very slow.
+PATIENCE = 560
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -43,7 +43,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "selected": {"gate": "none", "only_clusters": (1, 4)},
 }
 SHARDED = ["moce", "token", "sdr"]  # of these, what is trained with spread weights as well
-LONG = {**OPTIONS, "epochs": 4000, "timeout_minutes": 1.0}
+LONG = {**OPTIONS, "epochs": 4000, "timeout_minutes": 5.0}
 
 
 def copy_of(run: Path, out: Path, step: int) -> Path:

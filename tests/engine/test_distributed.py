@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from same_numbers import assert_same_numbers, lines, weights
-from shared import made_once
+from shared import PATIENCE, made_once
 from started import start_both
 from two_processes import CLUSTERS, EXPERTS, OPTIONS, SHARDED, copy_of
 
@@ -42,7 +42,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
         for name, options in EXPERTS.items():
             moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
         both = start_both(WORKER, one, two, cwd=two)
-        said = [process.communicate(timeout=250)[1] for process in both]
+        said = [process.communicate(timeout=PATIENCE)[1] for process in both]
         assert (two / "rank-0.json").is_file() and (two / "rank-1.json").is_file(), said
         (folder / "ended.json").write_text(json.dumps([[process.returncode for process in both], said]))
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from shared import PATIENCE
 
 from moce.errors import UserError
 from moce.images.sources import Source, open_images
@@ -133,7 +134,7 @@ print(tuple(world.ToyWorld("toyworld://shapes?num=100&size=16").array(2).shape))
 
 def test_a_process_that_has_not_begun_when_all_is_drawn_ends_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SLOW_TO_BEGIN], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", SLOW_TO_BEGIN], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert done.stdout == "(100, 3, 16, 16)\n" and not done.stderr
 

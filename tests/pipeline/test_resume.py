@@ -1,4 +1,7 @@
-"""Runs that are killed, interrupted or repeated, with real processes: what comes out is the same to the bit."""
+"""Runs that are killed, interrupted or repeated: what comes out is the same to the bit.
+
+What is interrupted is a real process. What is not may run in this one, which has torch loaded.
+"""
 
 import json
 import os
@@ -9,20 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from shared import PATIENCE
+
+import moce
 
 TOY = "toyworld://digits?split=train&num=160&size=32"
-OPTIONS = [
-    "--preset",
-    "debug",
-    "--checkpoint-steps",
-    "4",
-    "--epochs",
-    "8",
-    "--batch-size",
-    "32",
-    "--num-workers",
-    "0",
-]
+OPTIONS = {"preset": "debug", "checkpoint_steps": 4, "epochs": 8, "batch_size": 32, "num_workers": 0}
+WORDS = [str(word) for name, value in OPTIONS.items() for word in ("--" + name.replace("_", "-"), value)]
 
 
 def start(*arguments: object) -> subprocess.Popen:
@@ -42,20 +38,20 @@ def steps_logged(run: Path) -> list[dict]:
 
 def interrupt_after(process: subprocess.Popen, run: Path, step: int, number: int) -> int:
     """Send a signal once `step` steps are logged; the exit code."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not (steps_logged(run) and steps_logged(run)[-1]["step"] >= step):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     return process.returncode
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, cli) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    assert cli("pretrain", "--images", TOY, "--out", folder / "mae", *OPTIONS, "--quiet").code == 0
+    moce.pretrain(images=TOY, out=folder / "mae", **OPTIONS, quiet=True)
     return folder
 
 
@@ -70,53 +66,54 @@ def same_run(one: Path, two: Path) -> None:
     [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
     ids=["kill", "term", "int"],
 )
-def test_pretrain_continues_exactly(tmp_path: Path, uninterrupted: Path, cli, number: int, code: int) -> None:
-    command = ["pretrain", "--images", TOY, "--out", tmp_path / "mae", *OPTIONS]
-    assert interrupt_after(start(*command), tmp_path / "mae", 9, number) == code
+def test_pretrain_continues_exactly(
+    tmp_path: Path, uninterrupted: Path, command, number: int, code: int
+) -> None:
+    words = ["pretrain", "--images", TOY, "--out", tmp_path / "mae", *WORDS]
+    assert interrupt_after(start(*words), tmp_path / "mae", 9, number) == code
     assert not (tmp_path / "mae" / "model.safetensors").exists()
     assert list((tmp_path / "mae" / "checkpoints").glob("step-*.safetensors"))
-    again = cli(*command)
+    again = command(*words)
     assert again.code == 0, again.stderr
     assert "continues after step" in again.stderr
     same_run(uninterrupted / "mae", tmp_path / "mae")
 
 
 def test_experts_continue_exactly_after_kill(tmp_path: Path, uninterrupted: Path, cli) -> None:
+    """By processes alone: the one that goes on has seen nothing of the run."""
     mae, clusters = uninterrupted / "mae", tmp_path / "clusters"
-    assert cli("cluster", mae, "--images", TOY, "--out", clusters, "--quiet").code == 0
-    command = ["train-experts", mae, clusters, "--images", TOY, *OPTIONS[2:]]
-    assert cli(*command, "--out", tmp_path / "whole", "--quiet").code == 0
-    assert (
-        interrupt_after(start(*command, "--out", tmp_path / "cut"), tmp_path / "cut", 9, signal.SIGKILL) == -9
-    )
-    assert cli(*command, "--out", tmp_path / "cut", "--quiet").code == 0
+    moce.cluster(mae, images=TOY, out=clusters, quiet=True)
+    moce.train_experts(mae, clusters, images=TOY, out=tmp_path / "whole", **OPTIONS, quiet=True)
+    words = ["train-experts", mae, clusters, "--images", TOY, "--out", tmp_path / "cut", *WORDS]
+    assert interrupt_after(start(*words), tmp_path / "cut", 9, signal.SIGKILL) == -9
+    assert cli(*words, "--quiet").code == 0
     same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_finished_run_is_left_alone_and_a_changed_option_is_named(uninterrupted: Path, cli) -> None:
-    command = ["pretrain", "--images", TOY, "--out", uninterrupted / "mae", *OPTIONS]
+def test_a_finished_run_is_left_alone_and_a_changed_option_is_named(uninterrupted: Path, command) -> None:
+    words = ["pretrain", "--images", TOY, "--out", uninterrupted / "mae", *WORDS]
     before = (uninterrupted / "mae" / "model.safetensors").stat().st_mtime_ns
-    again = cli(*command)
+    again = command(*words)
     assert again.code == 0 and "is finished" in again.stderr
-    other = cli(*command, "--epochs", "9", "--weight-decay", "0.1")
+    other = command(*words, "--epochs", "9", "--weight-decay", "0.1")
     assert other.code == 2
     assert (
         "--epochs was 8 and is now 9" in other.stderr
         and "--weight-decay was 0.05 and is now 0.1" in other.stderr
     )
-    faster = cli(*command, "--num-workers", "1", "--precision", "fp32")
+    faster = command(*words, "--num-workers", "1", "--precision", "fp32")
     assert faster.code == 0 and "is finished" in faster.stderr
     assert (uninterrupted / "mae" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_one_process_per_folder(tmp_path: Path, cli) -> None:
-    command = ["pretrain", "--images", TOY, "--out", tmp_path / "mae", *OPTIONS[:4], "--epochs", "500"]
-    first = start(*command)
+def test_one_process_per_folder(tmp_path: Path, command) -> None:
+    words = ["pretrain", "--images", TOY, "--out", tmp_path / "mae", *WORDS, "--epochs", "500"]
+    first = start(*words)
     try:
         while not steps_logged(tmp_path / "mae"):
             assert first.poll() is None
             time.sleep(0.05)
-        second = cli(*command)
+        second = command(*words)
         assert second.code == 2 and "Another process is working" in second.stderr
     finally:
         first.kill()

@@ -68,7 +68,6 @@ def test_the_command_continues_it(demonstration: Path, cli: Callable[..., Any], 
     before = everything(demonstration)
     done = cli(
         "demo", "--preset", "debug", "--device", "cpu", "--out", demonstration, "--json", tmp_path / "demo.json",
-        timeout=280,
     )  # fmt: skip
     assert done.code == 0, done.stderr
     assert done.stdout.splitlines()[0].split() == ["linear", *METHODS]

@@ -12,6 +12,7 @@ import torch
 from evaluations import evaluation
 from pages import Page
 from PIL import Image
+from shared import PATIENCE
 
 import moce
 from moce.errors import UserError
@@ -354,7 +355,7 @@ def test_a_browser_shows_it(page: Path, browser: str, tmp_path: Path, width: int
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--window-size={width},1600", f"--screenshot={picture}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0
     assert "CONSOLE" not in done.stderr  # what a page complains about is logged so
     with Image.open(picture) as shot:

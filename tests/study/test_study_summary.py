@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cells import ARMS, LABELS, RESULTS, arm, cell, plan
+from shared import PATIENCE
 
 import moce
 from moce.engine.files import write_json
@@ -325,7 +326,7 @@ def test_a_wide_table_fits_the_window(tmp_path: Path, browser: str, width: int) 
     page.write_text(page.read_text("utf-8").replace("</body>", MEASURE + "</body>"), "utf-8")
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000"]
     command += ["--dump-dom", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     found = json.loads(done.stdout.split("<title>")[1].split("</title>")[0])
     assert found["page"] <= 0  # it is never wider than the window
     assert len(found["tables"]) >= 3

@@ -11,7 +11,7 @@ from drawn_ade import write_ade
 from drawn_coco import draw_set
 from safetensors.numpy import load_file
 from same_numbers import lines
-from shared import made_once
+from shared import PATIENCE, made_once
 from started import start_both
 from two_evaluations import PROBES
 
@@ -87,7 +87,7 @@ def two(one: Path, evaluations: dict[str, dict[str, Any]], tmp_path_factory: pyt
         (folder / "evaluations.json").write_text(json.dumps(wanted))
         both = start_both(WORKER, folder / "evaluations.json", folder, cwd=folder)
         try:
-            said = [process.communicate(timeout=250)[1] for process in both]
+            said = [process.communicate(timeout=PATIENCE)[1] for process in both]
         finally:
             for process in both:
                 process.kill()

@@ -383,21 +383,21 @@ def squared_variation(values: Float[Tensor, "*rows experts"]) -> Float[Tensor, "
 
 
 def importance_loss(
-    gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None
-) -> Float[Tensor, ""]:
+    gates_NE: Float[Tensor, "*layers rows experts"], weight_N: Tensor | None = None
+) -> Float[Tensor, "*layers"]:
     """Balance: squared variation, over experts, of the summed clean gates (V-MoE, importance loss). Range 0 to E-1."""
     weighted = gates_NE if weight_N is None else gates_NE * weight_N[:, None]
-    return squared_variation(weighted.sum(dim=0))
+    return squared_variation(weighted.sum(dim=-2))
 
 
 def imbalance_loss(
-    gates_NE: Float[Tensor, "rows experts"], weight_N: Tensor | None = None
-) -> Float[Tensor, ""]:
+    gates_NE: Float[Tensor, "*layers rows experts"], weight_N: Tensor | None = None
+) -> Float[Tensor, "*layers"]:
     """Minus the mean squared variation, over experts, of each row's own gate. Range -(E-1), one-hot, to 0, even."""
     variation = squared_variation(gates_NE)
     if weight_N is None:
-        return -variation.mean()
-    return -(variation * weight_N).sum() / weight_N.sum()
+        return -variation.mean(dim=-1)
+    return -(variation * weight_N).sum(dim=-1) / weight_N.sum()
 
 
 def expected_choices(

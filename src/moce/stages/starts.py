@@ -128,12 +128,10 @@ def fit_gates(
     weight_K = sizes_K.float().to(gate.weight_LED.device)
     for step in range(num_steps):
         gates_LKE = gate.logits().softmax(dim=-1)
-        sharp = imbalance * min(2 * step / num_steps, 1)
-        losses = [
-            balance * importance_loss(g, weight_K) + sharp * imbalance_loss(g, weight_K) for g in gates_LKE
-        ]
+        balances_L = balance * importance_loss(gates_LKE, weight_K)
+        imbalances_L = imbalance * min(2 * step / num_steps, 1) * imbalance_loss(gates_LKE, weight_K)
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        (balances_L + imbalances_L).sum().backward()
         optimizer.step()
         optimizer.param_groups[0]["lr"] = lr * (1 - 0.9 * step / num_steps)
     gate.zero_grad()
