@@ -21,7 +21,7 @@ def test_differences_that_stand_apart_are_coloured_and_others_are_not(tmp_path: 
     moce.report([str(tmp_path / "e.json")], out=tmp_path / "page.html", quiet=True)
     text = (tmp_path / "page.html").read_text("utf-8")
     assert len(re.findall(r'<td class="up"', text)) == 2  # far, and the mean
-    assert "<b>separable</b>" in text
+    assert "<b>significant</b>" in text
     assert "of 2 differences about 1 would" in re.sub(r"\s+", " ", text)
 
 

@@ -86,8 +86,8 @@ def test_a_mean_of_tasks_is_surer_than_a_task() -> None:
     assert table.mean_interval("MAE*") == pytest.approx((0.5 - 0.0962 / 2, 0.5 + 0.0962 / 2), abs=1e-4)
     single, mean = table.difference_interval("a", "MoCE"), table.difference_interval(None, "MoCE")
     assert mean[1] - mean[0] == pytest.approx((single[1] - single[0]) / 2)
-    assert not table.separable("a", "MoCE")  # 50 of 100 against 60 of 100
-    assert table.separable(None, "MoCE")  # 200 of 400 against 240 of 400
+    assert not table.significant("a", "MoCE")  # 50 of 100 against 60 of 100
+    assert table.significant(None, "MoCE")  # 200 of 400 against 240 of 400
     assert table.difference_interval("a", "MAE*") is None
 
 
@@ -105,7 +105,7 @@ def test_a_metric_without_a_known_interval_has_none() -> None:
     table = Table("linear", rows)
     assert table.interval("a", "MoCE") is None
     assert table.difference_interval("a", "MoCE") is None
-    assert not table.separable("a", "MoCE")
+    assert not table.significant("a", "MoCE")
 
 
 def test_one_table_per_protocol() -> None:

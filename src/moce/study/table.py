@@ -148,7 +148,7 @@ class Table:
                 terms.append((sign / len(tasks), own, its))
         return of_sum(terms) if terms else None
 
-    def separable(self, task: str | None, method: str) -> bool:
+    def significant(self, task: str | None, method: str) -> bool:
         """Whether the interval of the difference leaves out 0."""
         found = self.difference_interval(task, method)
         return found is not None and not found[0] <= 0 <= found[1]

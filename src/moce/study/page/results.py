@@ -20,7 +20,7 @@ def result_section(table: Table) -> dict[str, Any]:
         for rival in rivals:
             value, ends = table.difference(task, rival), table.difference_interval(task, rival)
             if value is not None and ends is not None:
-                rows.append((colours[rival], value, ends, table.separable(task, rival)))
+                rows.append((colours[rival], value, ends, table.significant(task, rival)))
         return forest_row(rows, reach, f"differences to {table.baseline}") if rows else None
 
     differences = [(task, m) for task in [*table.tasks, None] for m in rivals]
@@ -32,10 +32,10 @@ def result_section(table: Table) -> dict[str, Any]:
         "axis": forest_axis(reach) if known else None,
         "forest": {task: drawn(task) for task in [*table.tasks, None]},
         "intervals": any(table.interval(task, m) for task in table.tasks for m in table.methods),
-        "hollow": any(table.difference_interval(*d) and not table.separable(*d) for d in differences),
+        "hollow": any(table.difference_interval(*d) and not table.significant(*d) for d in differences),
         "several": any(table.spread(task, m) for task in table.tasks for m in table.methods),
         "asked": len(asked),
-        "separable": sum(table.separable(task, m) for task, m in asked),
+        "significant": sum(table.significant(task, m) for task, m in asked),
         "wins": {m: table.wins(m) for m in table.methods},
         "metrics": sorted({table.metric(t) for t in table.tasks}),
         "seeds": sorted({r.get("seed") for r in table.results if r.get("seed") is not None}),
