@@ -4,7 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from shared import PATIENCE
 
 
 def free_port() -> int:
@@ -13,15 +16,15 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def start_both(*arguments: object, cwd: Path) -> list[subprocess.Popen]:
-    """The same command as processes 0 and 1 of a run, without torchrun."""
+def run_both(*arguments: object, cwd: Path) -> tuple[list[int], list[str]]:
+    """(exit codes, standard errors) of the same command as processes 0 and 1 of a run, without torchrun."""
     common = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    return [
+    both = [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -32,3 +35,10 @@ def start_both(*arguments: object, cwd: Path) -> list[subprocess.Popen]:
         )
         for rank in range(2)
     ]
+    try:
+        deadline = time.monotonic() + PATIENCE
+        said = [process.communicate(timeout=max(deadline - time.monotonic(), 1))[1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return [process.returncode for process in both], said

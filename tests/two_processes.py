@@ -29,7 +29,7 @@ TOY = "toyworld://all?split=train&num=150&size=32"
 # 33 pictures a step: 16 for one process, 17 for the other; 10 steps.
 OPTIONS: dict[str, Any] = {
     "images": TOY, "preset": "debug", "batch_size": 33, "epochs": 2, "num_workers": 0, "precision": "fp32",
-    "checkpoint_steps": 4, "device": "cpu", "quiet": True,
+    "checkpoint_steps": 4, "device": "cpu", "timeout_minutes": 5.0, "quiet": True,
 }  # fmt: skip
 CLUSTERS: dict[str, Any] = {
     "images": TOY, "num_workers": 0, "device": "cpu", "quiet": True, "hash_content": True,
@@ -43,7 +43,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "selected": {"gate": "none", "only_clusters": (1, 4)},
 }
 SHARDED = ["moce", "token", "sdr"]  # of these, what is trained with spread weights as well
-LONG = {**OPTIONS, "epochs": 4000, "timeout_minutes": 5.0}
+LONG = {**OPTIONS, "epochs": 4000}
 
 
 def copy_of(run: Path, out: Path, step: int) -> Path:

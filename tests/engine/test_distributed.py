@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from same_numbers import assert_same_numbers, lines, weights
-from shared import PATIENCE, made_once
-from started import start_both
+from shared import made_once
+from started import run_both
 from two_processes import CLUSTERS, EXPERTS, OPTIONS, SHARDED, copy_of
 
 import moce
@@ -41,10 +41,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
         moce.cluster(one / "mae", out=one / "clusters", **CLUSTERS)
         for name, options in EXPERTS.items():
             moce.train_experts(one / "mae", one / "clusters", out=one / name, **OPTIONS, **options)
-        both = start_both(WORKER, one, two, cwd=two)
-        said = [process.communicate(timeout=PATIENCE)[1] for process in both]
+        codes, said = run_both(WORKER, one, two, cwd=two)
         assert (two / "rank-0.json").is_file() and (two / "rank-1.json").is_file(), said
-        (folder / "ended.json").write_text(json.dumps([[process.returncode for process in both], said]))
+        (folder / "ended.json").write_text(json.dumps([codes, said]))
 
     folder = made_once(tmp_path_factory, "distributed", make)
     one, two = folder / "one", folder / "two"

@@ -315,7 +315,7 @@ def test_centred_batches_of_chosen_pictures(decode_before: bool) -> None:
 
 
 def test_crops_from_memory_keep_a_training_step_busy() -> None:
-    """5000 images/s are wanted on a free core; a tenth of it on a crowded one shows that the fast way is taken."""
+    """5000 images/s are wanted of a free core; a tenth, of a slow one, shows that the fast way is taken."""
 
     class Whole(Memory):
         def array(self) -> UInt8[Tensor, "all channels rows columns"]:

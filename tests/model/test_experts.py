@@ -1,6 +1,7 @@
 """Gates, dispatchers, experts and their losses, against plain references and arrays worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -252,6 +253,14 @@ def test_imbalance_is_least_when_gates_are_sure() -> None:
     assert imbalance_loss(torch.full((3, 4), 0.25)).item() == pytest.approx(0.0, abs=1e-6)
     mixed = torch.stack([torch.eye(4)[0], torch.full((4,), 0.25)])
     assert imbalance_loss(mixed, torch.tensor([1.0, 3.0])).item() == pytest.approx(-0.75, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [importance_loss, imbalance_loss])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0, 2.0])])
+def test_losses_of_several_layers_are_those_of_each(loss: Any, weights: torch.Tensor | None) -> None:
+    gates = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    wanted = torch.stack([loss(layer, weights) for layer in gates])
+    torch.testing.assert_close(loss(gates, weights), wanted)
 
 
 def test_load_by_hand_for_two_experts() -> None:

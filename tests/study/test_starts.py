@@ -144,6 +144,7 @@ def test_a_study_goes_on_as_it_began(of_each: Path, tmp_path: Path, renamed: boo
     shutil.copytree(of_each / "study", tmp_path / "study")
     if renamed:  # what the runs name lies there no more
         for file in (tmp_path / "study" / "runs").glob("*/config.json"):
+            assert str(of_each) in file.read_text() or file.parent.name.endswith("-mae")
             file.write_text(file.read_text().replace(str(of_each), str(tmp_path / "earlier")))
     text = (of_each / "study.toml").read_text()
     (tmp_path / "study.toml").write_text(text)

@@ -11,8 +11,8 @@ from drawn_ade import write_ade
 from drawn_coco import draw_set
 from safetensors.numpy import load_file
 from same_numbers import lines
-from shared import PATIENCE, made_once
-from started import start_both
+from shared import made_once
+from started import run_both
 from two_evaluations import PROBES
 
 import moce
@@ -85,13 +85,8 @@ def two(one: Path, evaluations: dict[str, dict[str, Any]], tmp_path_factory: pyt
                 shutil.copy(one / name / file, folder / f"{name}-tested")
         wanted = {**evaluations, **{f"{name}-tested": evaluations[name] for name in ("detect", "segment")}}
         (folder / "evaluations.json").write_text(json.dumps(wanted))
-        both = start_both(WORKER, folder / "evaluations.json", folder, cwd=folder)
-        try:
-            said = [process.communicate(timeout=PATIENCE)[1] for process in both]
-        finally:
-            for process in both:
-                process.kill()
-        assert [process.returncode for process in both] == [0, 0], said
+        codes, said = run_both(WORKER, folder / "evaluations.json", folder, cwd=folder)
+        assert codes == [0, 0], said
 
     return made_once(tmp_path_factory, "several-two", make)
 

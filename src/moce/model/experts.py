@@ -383,17 +383,23 @@ def squared_variation(values: Float[Tensor, "*rows experts"]) -> Float[Tensor, "
 
 
 def importance_loss(
-    gates_NE: Float[Tensor, "*layers rows experts"], weight_N: Tensor | None = None
+    gates_NE: Float[Tensor, "*layers rows experts"], weight_N: Float[Tensor, " rows"] | None = None
 ) -> Float[Tensor, "*layers"]:
-    """Balance: squared variation, over experts, of the summed clean gates (V-MoE, importance loss). Range 0 to E-1."""
+    """Balance, of each layer: squared variation, over experts, of the summed clean gates (V-MoE, importance loss).
+
+    Range 0 to E-1.
+    """
     weighted = gates_NE if weight_N is None else gates_NE * weight_N[:, None]
     return squared_variation(weighted.sum(dim=-2))
 
 
 def imbalance_loss(
-    gates_NE: Float[Tensor, "*layers rows experts"], weight_N: Tensor | None = None
+    gates_NE: Float[Tensor, "*layers rows experts"], weight_N: Float[Tensor, " rows"] | None = None
 ) -> Float[Tensor, "*layers"]:
-    """Minus the mean squared variation, over experts, of each row's own gate. Range -(E-1), one-hot, to 0, even."""
+    """Of each layer, minus the mean squared variation, over experts, of each row's own gate.
+
+    Range -(E-1), one-hot, to 0, even.
+    """
     variation = squared_variation(gates_NE)
     if weight_N is None:
         return -variation.mean(dim=-1)

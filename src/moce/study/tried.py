@@ -58,9 +58,9 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     seconds = [own for own in spent.values() if own is not None]
     options = training_options(arm.models[seed], arm.options)
     options |= options_before(arm.models[seed], seed)
-    its = arm.models[seed].options.get("seed", seed)
-    if its != seed:  # the dense model, where it is one for all
-        options["seed"] = its
+    trained_with = arm.models[seed].options.get("seed", seed)
+    if trained_with != seed:  # one dense model is that of all seeds
+        options["seed"] = trained_with
     if arm.selected_by is not None:
         options["selected_by"] = arm.selected_by.name
     evaluation = first["study"].get("options", {})
