@@ -25,6 +25,7 @@ from moce.model.experts import (
     importance_loss,
     squared_variation,
 )
+from moce.stages.experts import active_parameters
 
 SHAPE = AutoencoderShape("test_vit", (32, 32), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
 
@@ -288,3 +289,15 @@ def test_parameters_grow_and_cost_does_not(dense: MaskedAutoencoder) -> None:
     extra = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in dense.parameters())
     assert extra == 2 * 3 * mlp + 2 * 4 * 64
     assert model.flops_per_image() == dense.flops_per_image()
+    assert active_parameters(model, dense) == active_parameters(dense, dense)
+
+
+def test_a_second_expert_is_counted(dense: MaskedAutoencoder) -> None:
+    """In both layers: its weights once more, each in one multiply-add of every token."""
+    model = ExpertAutoencoder.from_dense(dense, expert_shape(gate="token", top_k=2))
+    mlps = [dense.encoder.blocks[layer].mlp for layer in (1, 3)]
+    weights = sum(mlp.fc1.weight.numel() + mlp.fc2.weight.numel() for mlp in mlps)
+    tokens = SHAPE.num_visible + 1
+    assert model.flops_per_image() - dense.flops_per_image() == 2 * tokens * weights
+    further = sum(p.numel() for mlp in mlps for p in mlp.parameters())
+    assert active_parameters(model, dense) - active_parameters(dense, dense) == further

@@ -395,7 +395,13 @@ class MaskedAutoencoder(nn.Module):
 
 def block_flops(tokens: int, width: int, hidden: int) -> int:
     """Multiply-adds times two of a transformer block: projections, MLP, and both products of attention."""
-    return 2 * tokens * (4 * width * width + 2 * width * hidden) + 4 * tokens * tokens * width
+    attention = 2 * tokens * 4 * width * width + 4 * tokens * tokens * width
+    return attention + mlp_flops(tokens, width, hidden)
+
+
+def mlp_flops(tokens: int, width: int, hidden: int) -> int:
+    """Multiply-adds times two of a block's MLP."""
+    return 2 * tokens * 2 * width * hidden
 
 
 def mlp_ratio(encoder: VisionTransformer) -> float:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moce.errors import UserError
-from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
+from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder, mlp_flops, mlp_ratio
 
 Dispatch = Literal["sorted", "loop", "grouped"]
 GATE_STD = 0.02  # of the gate's weights at the start (M)
@@ -484,6 +484,12 @@ class ExpertAutoencoder(MaskedAutoencoder):
         """The clean gate of every cluster in every layer; a cluster's expert is the argmax. Not for token gates."""
         assert isinstance(self.gate, ClusterGate), "a token gate knows no clusters"
         return self.gate.logits().detach().softmax(dim=-1)
+
+    def encoder_flops(self, num_seen: int) -> int:
+        """As of the dense model; with top_k 2 a token passes a second MLP in every layer of experts."""
+        shape, width = self.expert_shape, self.encoder.embed_dim
+        again = mlp_flops(num_seen + 1, width, int(width * mlp_ratio(self.encoder)))
+        return super().encoder_flops(num_seen) + len(shape.layers) * (shape.top_k - 1) * again
 
     def set_dispatch(self, dispatch: Dispatch) -> None:
         """Choose how rows reach their experts."""

@@ -359,13 +359,23 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
                 "num_images": len(feed.order),
                 "unreadable": len(unreadable),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "active_parameters": sum(p.numel() for p in dense.parameters()),
+                "active_parameters": active_parameters(model, dense),
                 "flops_per_image": model.flops_per_image(),
                 "fingerprint": fingerprint(model),
                 "seed": config.seed,
                 **result,
             }
         )
+
+
+def active_parameters(model: MaskedAutoencoder, dense: MaskedAutoencoder) -> int:
+    """Those that a token passes, gates not counted: as many as the dense model has, and the MLPs of a second expert."""
+    own = sum(p.numel() for p in dense.parameters())
+    if not isinstance(model, ExpertAutoencoder):
+        return own
+    shape, blocks = model.expert_shape, dense.encoder.blocks
+    mlps = sum(p.numel() for layer in shape.layers for p in blocks[layer].mlp.parameters())
+    return own + (shape.top_k - 1) * mlps
 
 
 def leave_clusters(run: Run, clusters: Clusters) -> None:
