@@ -32,7 +32,8 @@ from moce.images.augment import finish
 from moce.images.loader import centred_batches
 from moce.images.sources import open_images
 from moce.model.autoencoder import MaskedAutoencoder, rows_of
-from moce.model.experts import Choice, ClusterGate, ExpertAutoencoder
+from moce.model.dispatch import Choice
+from moce.model.experts import ClusterGate, ExpertAutoencoder
 from moce.model.weights import load_model
 from moce.stages.membership import Clusters, read_clusters
 

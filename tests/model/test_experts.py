@@ -11,15 +11,11 @@ from torch.nn import functional as F
 
 from moce.errors import UserError
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
+from moce.model.dispatch import Choice, ExpertMLPs, dispatch_grouped, dispatch_loop, dispatch_sorted
 from moce.model.experts import (
-    Choice,
     ExpertAutoencoder,
-    ExpertMLPs,
     ExpertShape,
     choose,
-    dispatch_grouped,
-    dispatch_loop,
-    dispatch_sorted,
     expected_choices,
     imbalance_loss,
     importance_loss,

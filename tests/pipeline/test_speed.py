@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import moce
 from moce.images import loader, reading
-from moce.model import autoencoder, experts
+from moce.model import autoencoder, dispatch
 
 EIGHT_STEPS = {"epochs": 1, "precision": "fp32", "num_workers": 0, "device": "cpu", "quiet": True}
 ADAMW = torch.optim.AdamW
@@ -43,16 +43,16 @@ def other_attention(patch: pytest.MonkeyPatch, used: Used) -> None:
 
 def shares_as_they_come(patch: pytest.MonkeyPatch, used: Used) -> None:
     """Experts' shares of rows not filled up."""
-    layout_of = experts.layout_of
+    layout_of = dispatch.layout_of
 
-    def seen(*args: Any) -> experts.Layout:
+    def seen(*args: Any) -> dispatch.Layout:
         layout = layout_of(*args)
         if layout.share_E.sum() == len(layout.place_R) and (layout.share_E % 32 != 0).any():
             used.append("shares")
         return layout
 
-    patch.setattr(experts, "layout_of", seen)
-    patch.setattr(experts, "ROWS", 1)
+    patch.setattr(dispatch, "layout_of", seen)
+    patch.setattr(dispatch, "ROWS", 1)
 
 
 def plain_adamw(patch: pytest.MonkeyPatch, used: Used) -> None:
@@ -93,14 +93,14 @@ def dispatcher(name: str) -> Callable[[pytest.MonkeyPatch, Used], None]:
     """Note every call of a dispatcher with a gradient, so in training."""
 
     def change(patch: pytest.MonkeyPatch, used: Used) -> None:
-        own = experts.DISPATCHERS[name]
+        own = dispatch.DISPATCHERS[name]
 
         def seen(*args: Any) -> torch.Tensor:
             if torch.is_grad_enabled():
                 used.append(name)
             return own(*args)
 
-        patch.setitem(experts.DISPATCHERS, name, seen)
+        patch.setitem(dispatch.DISPATCHERS, name, seen)
 
     return change
 

@@ -23,7 +23,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moce.model.experts import Choice, Dispatch, ExpertAutoencoder, ExpertMLPs
+from moce.model.dispatch import Choice, Dispatch, ExpertMLPs
+from moce.model.experts import ExpertAutoencoder
 
 
 class SubnetMLPs(nn.Module):

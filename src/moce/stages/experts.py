@@ -36,10 +36,10 @@ from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation
 from moce.images.sources import open_images, require_apart
 from moce.model.autoencoder import MaskedAutoencoder
+from moce.model.dispatch import ExpertMLPs
 from moce.model.experts import (
     ClusterRouter,
     ExpertAutoencoder,
-    ExpertMLPs,
     TokenRouter,
     batch_sums,
     imbalance_loss,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moce.model.experts import ExpertMLPs
+from moce.model.dispatch import ExpertMLPs
 
 
 @dataclass(frozen=True)
