@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import moce
-from moce.__main__ import parse
-from moce.config import CONFIGS, ExpertsConfig, PretrainConfig, experts_method
+from moce.__main__ import parse, verb_parser
+from moce.config import CONFIGS, EvaluateConfig, ExpertsConfig, PretrainConfig, experts_method
 from moce.errors import UserError
 from moce.options import changed_method_options
 from moce.presets import PRESETS
@@ -33,7 +33,7 @@ def test_an_option_wins_over_the_preset_and_the_preset_over_the_default() -> Non
 def test_later_stages_take_the_recipe_of_the_dense_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"verb": "pretrain", "options": {"preset": "debug"}}))
     config = resolve(ExpertsConfig, {"mae": tmp_path, "clusters": "c", "images": "x", "out": "y"})
-    assert config.preset == "debug" and config.layers == PRESETS["debug"].experts["layers"]
+    assert config.preset == "debug" and config.layers == PRESETS["debug"].experts["layers"] != (9, 11)
     other = {"mae": tmp_path, "clusters": "c", "images": "x", "out": "y", "preset": "tiny-imagenet"}
     assert resolve(ExpertsConfig, other).layers == (9, 11)
 
@@ -94,7 +94,7 @@ def test_what_an_earlier_run_does_not_name_was_the_default() -> None:
     [
         ("cluster", {}, {"imbalance": 0.5}),
         ("token", {"embedding": "random"}, {"shared_gradient": 0.5}),
-        ("sdr", {"top_k": 2, "gate_lr": 1.0, "shared_gradient": 0.5}, {"layers": (1,)}),
+        ("sdr", {"top_k": 2, "gate_lr": 1.0, "shared_gradient": 0.5}, {"layers": (1,), "expert_lr": 0.5}),
         (
             "none",
             {"layers": (1,), "num_experts": 3, "balance": 0.5, "shared_gradient": 0.5},
@@ -161,6 +161,44 @@ def test_every_preset_resolves_for_every_stage() -> None:
             needed = {"enc": "e", "mae": "m", "clusters": "c", "images": "x", "out": "y", "preset": name}
             known = CONFIGS[verb].__dataclass_fields__
             resolve(CONFIGS[verb], {n: v for n, v in needed.items() if n in known})
+
+
+def test_seeds_are_whole_numbers_of_any_size() -> None:
+    large = 2**53 + 1  # which a float cannot hold
+    for given in (large, str(large)):
+        assert resolve(PretrainConfig, {"images": "x", "out": "y", "seed": given}).seed == large
+
+
+def test_an_argument_is_given_once() -> None:
+    with pytest.raises(TypeError, match="several values for argument 'path'"):
+        moce.inspect("runs/mae", path="runs/moce")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "read"), [("knn", {"k", "temperature"}), ("finetune,knn", {"epochs", "lrs", "k"})]
+)
+def test_what_other_protocols_read_is_idle(protocol: str, read: set[str]) -> None:
+    given = {"model": "m", "task": "t", "protocol": protocol}
+    config = resolve(EvaluateConfig, given)
+    assert not set(config.idle()) & read and {"steps", "window"} <= set(config.idle())
+    recorded = json.loads(json.dumps(config.__dict__))
+    assert changed_method_options(recorded, resolve(EvaluateConfig, {**given, "steps": 9})) == []
+    assert len(changed_method_options(recorded, resolve(EvaluateConfig, {**given, "k": 3}))) == 1
+
+
+def test_help_shows_what_is_taken_where_nothing_is_given() -> None:
+    def shown(verb: str, option: str) -> str:
+        (action,) = (a for a in verb_parser(verb)._actions if f"--{option}" in a.option_strings)
+        return (action.help or "").rpartition(" [")[2].rstrip("]")
+
+    given = {"mae": "m", "clusters": "c", "images": "x", "out": "y"}
+    assert shown("pretrain", "epochs") == str(resolve(PretrainConfig, {"images": "x", "out": "y"}).epochs)
+    assert shown("train-experts", "base-lr") == str(resolve(ExpertsConfig, given).base_lr)
+    for protocol in ("detect", "segment"):
+        config = resolve(EvaluateConfig, {"model": "m", "task": "t", "protocol": protocol})
+        assert f"{protocol}: {config.batch_size}" in shown("evaluate", "batch-size").split("; ")
+    for verb in CONFIGS:
+        assert "read in a source" in verb_parser(verb).format_help()
 
 
 def test_help_is_quick_and_needs_no_torch(cli) -> None:

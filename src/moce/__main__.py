@@ -33,13 +33,17 @@ class Parser(argparse.ArgumentParser):
 def verb_parser(verb: str) -> Parser:
     """The options of one verb, made from its dataclass."""
     config_class = config.CONFIGS[verb]
-    parser = Parser(prog=f"moce {verb}", description=config_class.__doc__, allow_abbrev=False)
+    parser = Parser(
+        prog=f"moce {verb}",
+        description=config_class.__doc__,
+        epilog=explanation(config_class),
+        allow_abbrev=False,
+    )
     for field in dataclasses.fields(config_class):
         element, many, _ = kind_of(field, config_class)
         text = field.metadata["help"].replace("%", "%%")
-        if field.default is not dataclasses.MISSING and field.default is not None:
-            shown = ",".join(map(str, field.default)) if many else field.default
-            text += f" [{shown}]"
+        if values := default_of(field, config_class):
+            text += f" [{values}]"
         if field.metadata["positional"]:
             parser.add_argument(
                 field.name, help=text, metavar=field.name.upper(), nargs="+" if many else None
@@ -57,6 +61,31 @@ def verb_parser(verb: str) -> Parser:
             name = "N|HxW" if element == Size else "|".join(choices) or element.__name__.upper()
             parser.add_argument(spelled(field), help=text, metavar=name, default=None)
     return parser
+
+
+def default_of(field: dataclasses.Field, config_class: type) -> str:
+    """What an option is where it is not given, as the help shows it; "" where there is nothing to show.
+
+    An evaluation has several such values where the preset of a protocol sets one, for example "64; detect: 4".
+    """
+
+    def shown(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    values = [] if field.default in (dataclasses.MISSING, None) else [shown(field.default)]
+    if config_class is config.EvaluateConfig:
+        for protocol in presets.EVALUATIONS:
+            options = presets.evaluation_options(protocol, None)
+            if options.get(field.name, field.default) != field.default:
+                values.append(f"{protocol}: {shown(options[field.name])}")
+    return "; ".join(values)
+
+
+def explanation(config_class: type) -> str:
+    """What the brackets and letters in the help of a verb mean."""
+    known = [field.name for field in dataclasses.fields(config_class)]
+    by_preset = " (where --preset names another recipe, that one's)" if "preset" in known else ""
+    return f"In square brackets: what is taken where an option is not given{by_preset}. {config.SOURCES}."
 
 
 def overview() -> str:

@@ -4,8 +4,8 @@ One frozen dataclass per verb. The command line, the Python functions, `config.j
 "did a method option change since this run was started?" are all derived from these fields, so an option is added in
 one place. What a field may be and what its role means is said in options.py.
 
-Help texts that end in (C), (L), (R) or (M) say how sure the source is: read in a source, inferred from sources,
-recalled but unverified, measured by us.
+The defaults are the preset that is taken where none is named; presets.py says what the others set. Help texts that
+end in (C), (L), (R), (M) or (ours) say where a value comes from, as SOURCES explains.
 """
 
 import dataclasses
@@ -14,6 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from moce.options import given, method, output, speed
+from moce.presets import DEFAULT
+
+SOURCES = (
+    "Sources: (C) read in a source, (L) inferred from sources, (R) recalled but unverified, (M) measured by us, (ours) "
+    "our own idea; nothing: our choice"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +67,14 @@ class Training(Pictures, Distributed):
     """Options of everything that trains on pictures."""
 
     preset: str | None = given(
-        default="tiny-imagenet", help="recipe that the options not given come from (see `moce --help`)"
+        default=DEFAULT, help="recipe that the options not given come from (see `moce --help`)"
     )
-    epochs: int = method(28, "passes over the pictures", at_least=1)
+    epochs: int = method(20, "passes over the pictures", at_least=1)
     steps: int = method(0, "updates, whatever --epochs says; 0: as many as its passes take", at_least=0)
     batch_size: int = method(128, "pictures per step, over all processes", at_least=1)
-    base_lr: float = method(1.5e-4, "peak learning rate = base_lr * batch size / 256 (C)", at_least=0)
+    base_lr: float = method(
+        2e-3, "peak learning rate = base_lr * batch size / 256 (rule C, short runs M)", at_least=0
+    )
     weight_decay: float = method(
         0.05, "AdamW's, not on biases, norms, cls, positions and gates (C)", at_least=0
     )
@@ -88,7 +96,7 @@ class Training(Pictures, Distributed):
     precision: Literal["auto", "fp32", "bf16"] = speed(
         "auto", "auto: bf16 where the hardware multiplies in it"
     )
-    compile: bool = speed(False, "compile the step with torch.compile")
+    compile: bool = speed(False, "compile the step of pretrain with torch.compile")
     shard: bool = speed(
         False, "with several processes: spread weights, gradients and AdamW's moments over them (FSDP2)"
     )
@@ -112,7 +120,7 @@ class PretrainConfig(Training):
         "MAE code; --image-size may be another",
         default=None,
     )
-    epochs: int = method(28, "passes over the pictures; 0: the weights of --init as they are", at_least=0)
+    epochs: int = method(20, "passes over the pictures; 0: the weights of --init as they are", at_least=0)
     model: str = method(
         "vit_tiny", "size of the encoder: any plain ViT of timm, such as vit_base_patch16_224"
     )
@@ -161,7 +169,7 @@ class ClusterConfig(Pictures, Distributed):
 
 
 # What means something where gates learn to choose, and where they read clusters.
-ROUTING_OPTIONS = ("expert_lr", "shared_gradient", "gate_noise", "gate_lr", "output_scale")
+ROUTING_OPTIONS = ("shared_gradient", "gate_noise", "gate_lr", "output_scale")
 CLUSTER_GATE_OPTIONS = ("imbalance", "gate_start", "embedding")
 
 
@@ -174,6 +182,10 @@ class ExpertsConfig(Training):
     images: str = given("the pictures of the clusters")
     out: str = output(dataclasses.MISSING, "folder of the run")
     preset: str | None = given(default=None, help="recipe; by default that of the dense model's run")
+    epochs: int = method(5, "passes over the pictures", at_least=1)
+    base_lr: float = method(
+        1e-3, "peak learning rate = base_lr * batch size / 256: half of pretrain's (L)", at_least=0
+    )
     gate: Literal["cluster", "token", "none", "sdr"] = method(
         "cluster",
         "what the gate reads: the picture's cluster (MoCE), each token (TokenMoE), or no experts (MAE*); sdr: sub-nets "
@@ -186,7 +198,9 @@ class ExpertsConfig(Training):
         0.01, "weight of the load balance over experts (form C, weight L; token gate: both parts)", at_least=0
     )
     imbalance: float = method(
-        0.005, "weight of the loss that makes each cluster's choice sharp (R; weight M)", at_least=0
+        0.005,
+        "weight of the loss that makes each cluster's choice sharp (name C, form R, weight M)",
+        at_least=0,
     )
     distill: float = method(
         1.0, "weight of the distance to the dense model's features (existence R, form L)", at_least=0
@@ -248,11 +262,12 @@ class ExpertsConfig(Training):
 
     def idle(self) -> tuple[str, ...]:
         """What the gate does not use."""
-        no_experts = ("num_experts", "top_k", "balance", *ROUTING_OPTIONS, *CLUSTER_GATE_OPTIONS)
+        no_gate = ("top_k", "balance", *ROUTING_OPTIONS, *CLUSTER_GATE_OPTIONS)
+        no_experts = ("num_experts", "expert_lr", *no_gate)
         return {
             "cluster": (),
             "token": CLUSTER_GATE_OPTIONS,
-            "sdr": ("top_k", "balance", *ROUTING_OPTIONS, *CLUSTER_GATE_OPTIONS),
+            "sdr": no_gate,
             "none": no_experts if self.only_mlps else ("layers", *no_experts),
         }[self.gate]
 
@@ -274,7 +289,7 @@ class CustomizeConfig(Pictures):
     """Slice the experts that fit a task out of a model with experts: a plain ViT that timm loads."""
 
     moce: str = given("run folder of train-experts", positional=True)
-    images: str | None = given("the task's pictures; labels are not used", default=None)
+    images: str | None = given("the task's pictures; of their labels knn alone reads any", default=None)
     out: str = output(dataclasses.MISSING, "folder of the customised model")
     strategy: str | None = method(
         None,
@@ -291,6 +306,16 @@ class CustomizeConfig(Pictures):
     )
 
 
+# What protocols read beside what all do.
+PROTOCOL_OPTIONS = {
+    "knn": ("k", "temperature"),
+    "linear": (),
+    "finetune": ("epochs", "batch_size", "lrs", "layer_decay"),
+    "detect": ("epochs", "batch_size", "lrs", "layer_decay", "window"),
+    "segment": ("steps", "batch_size", "lrs", "layer_decay"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Distributed):
     """Measure what a model is worth on a task."""
@@ -304,7 +329,7 @@ class EvaluateConfig(Distributed):
     protocol: str = method("knn", "knn, linear, finetune, detect, segment")
     preset: str | None = method(
         None,
-        "recipe that the options not given come from: small or coco of detect, small or ade20k of segment [small]",
+        "recipe that the options not given come from: small or coco of detect, small or ade20k of segment",
     )
     out: str | None = output(
         None,
@@ -368,6 +393,12 @@ class EvaluateConfig(Distributed):
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
+
+    def idle(self) -> tuple[str, ...]:
+        """What other protocols read."""
+        named = [name.strip() for name in self.protocol.split(",")]
+        read = {option for name in named for option in PROTOCOL_OPTIONS.get(name, ())}
+        return tuple(sorted({o for options in PROTOCOL_OPTIONS.values() for o in options} - read))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,9 +119,9 @@ def _converted(value: Any, element: Any, name: str, field: dataclasses.Field) ->
     if element == Size:
         return _size(value, name, field)
     try:
-        if element is int and (isinstance(value, bool) or int(str(value)) != float(str(value))):
+        if element is int and isinstance(value, bool):
             raise ValueError
-        result = element(value)
+        result = int(str(value)) if element is int else element(value)
     except (TypeError, ValueError):
         noun = {int: "a whole number", float: "a number", str: "a text"}[element]
         raise UserError(f"{name} must be {noun}, not '{value}'.") from None

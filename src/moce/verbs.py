@@ -16,7 +16,7 @@ from moce.config import Distributed, EvaluateConfig
 from moce.engine import launch
 from moce.errors import UserError, did_you_mean
 from moce.options import checked, spelled
-from moce.presets import evaluation_options, preset_options
+from moce.presets import DEFAULT, evaluation_options, preset_options
 
 
 def resolve(config_class: type, given_options: dict[str, Any]) -> Any:
@@ -50,7 +50,7 @@ def inherited_preset(options: dict[str, Any]) -> str:
                 return json.loads((Path(options[name]) / "config.json").read_text())["options"]["preset"]
             except (OSError, ValueError, KeyError, TypeError):
                 break  # the stage itself says what is wrong with that folder
-    return "tiny-imagenet"
+    return DEFAULT
 
 
 def refuse_devices(config: Any) -> None:
@@ -89,7 +89,7 @@ def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., A
                 return stage(config)
             from moce.engine.answers import earlier_answers, replace_answers
 
-            earlier = once(lambda: earlier_answers(config.json))
+            earlier = once(lambda: earlier_answers(config.json, getattr(config, "out", None)))
             result = stage(config)
             once(lambda: replace_answers(config.json, earlier, result, config.quiet))
             return result
@@ -102,7 +102,10 @@ def verb(config_class: type) -> Callable[[Callable[[Any], Any]], Callable[..., A
                 raise TypeError(
                     f"{stage.__name__} takes {len(positional)} positional arguments, not {len(args)}"
                 )
-            return run(resolve(config_class, {**dict(zip(positional, args, strict=False)), **options}))
+            by_place = dict(zip(positional, args, strict=False))
+            if twice := sorted(by_place.keys() & options.keys()):
+                raise TypeError(f"{stage.__name__} got several values for argument '{twice[0]}'")
+            return run(resolve(config_class, {**by_place, **options}))
 
         arguments = [
             inspect.Parameter(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moce.config import BenchConfig, EvaluateConfig
+from moce.config import BenchConfig, EvaluateConfig, PretrainConfig
 from moce.errors import UserError
 from moce.verbs import verb
 
@@ -107,7 +107,19 @@ def test_an_empty_file_has_nothing_to_lose_and_a_device_is_no_file(tmp_path: Pat
         said(Path("/dev/null"), ANSWER, capsys)
 
 
-@pytest.mark.parametrize("beside", ["config.json", None])
+@pytest.mark.parametrize("name", ["config.json", "result.json", "model.safetensors"])
+def test_files_that_a_run_will_have_are_not_replaced(tmp_path: Path, name: str) -> None:
+    @verb(PretrainConfig)
+    def stage(config: Any) -> Any:
+        pytest.fail("worked")
+
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=f"{name} would be a file of the run in .*; name another file"):
+        stage(images="photos", out=out, json=out / name)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("beside", ["config.json", "table.md", None])
 def test_files_of_runs_and_studies_are_not_replaced(tmp_path: Path, beside: str | None) -> None:
     file = tmp_path / "result.json"
     file.write_text(json.dumps(ANSWER if beside else {**ANSWER, "study": {"arm": "MAE"}}))

@@ -37,7 +37,8 @@ def test_tensorboard_gets_every_number_of_a_line(folder: Path) -> None:
 
 
 def test_steps_that_are_computed_again_are_drawn_once(folder: Path) -> None:
-    for after, steps in ((0, (20, 40, 60)), (40, (60, 80))):  # killed behind the checkpoint of step 40
+    # Killed before there was a checkpoint, then behind that of step 40.
+    for after, steps in ((0, (10, 30)), (0, (20, 40, 60)), (40, (60, 80))):
         boards = Boards(folder, None)
         boards.start(after)
         for step in steps:

@@ -84,6 +84,20 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert read_json(path) == {"a": 1} and [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
+def test_leftovers_go_and_what_others_write_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    open_run(out, "pretrain", config(out)).__exit__()
+    (out / "checkpoints").mkdir()
+    leftovers = [out / ".model.part", out / "checkpoints" / ".step.part"]
+    for path in leftovers:
+        path.touch()
+    with open_run(out / "inner", "pretrain", config(out / "inner")), write_whole(out / "inner" / "a") as own:
+        own.write_text("whole")
+        open_run(out, "pretrain", config(out)).__exit__()
+    assert not any(path.exists() for path in leftovers)
+    assert (out / "inner" / "a").read_text() == "whole"
+
+
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     write_json(tmp_path / "file.json", 1)
     with pytest.raises(UserError, match="the disk is full"), write_whole(tmp_path / "file.json"):

@@ -106,6 +106,15 @@ def test_memory_and_workers_give_the_same_batches(broken: tuple[int, ...]) -> No
         same(train(source, stop=15, num_workers=workers, cache_gib=0.0), from_memory)
 
 
+def test_what_is_kept_is_not_more_than_is_asked_for() -> None:
+    """A survey, which decodes all pictures anyway, keeps them for whoever has room."""
+    reading.forget()
+    source = Memory(30)
+    survey(source, quiet=True)
+    assert read_all(source, quiet=True, cache_gib=0.0) is None
+    assert read_all(source, quiet=True) is not None
+
+
 def test_real_files_through_workers(tiny_folder: Path) -> None:
     source = open_images(str(tiny_folder))
     order = Order(len(source), 10, seed=0)

@@ -269,6 +269,15 @@ def test_arrays_of_another_number_of_channels_or_of_numbers_nobody_knows(command
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_does_not_replace_the_weights_that_it_starts_from(command, tmp_path: Path, small_runs) -> None:
+    shutil.copytree(small_runs.mae, tmp_path / "mae")
+    before = (tmp_path / "mae" / "model.safetensors").read_bytes()
+    line = ["pretrain", "--images", small_runs.images, "--out", tmp_path / "mae", *DEBUG, "--overwrite"]
+    for init in (tmp_path / "mae", tmp_path / "mae" / "model.safetensors"):
+        refused(command(*line, "--init", init), "lies in --out", "choose another --out")
+    assert (tmp_path / "mae" / "model.safetensors").read_bytes() == before
+
+
 def test_weights_to_start_from_that_do_not_fit(command, tmp_path: Path, small_runs) -> None:
     line = ["pretrain", "--images", small_runs.images, "--out", tmp_path / "out", *DEBUG, "--init"]
     refused(command(*line, small_runs.mae, "--decoder-width", "48"), "--decoder-width 32, not 48")

@@ -119,6 +119,13 @@ def test_one_process_and_two_halves_see_the_same(monkeypatch: pytest.MonkeyPatch
 # A run
 
 
+def test_the_load_counts_every_choice() -> None:
+    choices = torch.tensor([[0, 1], [0, 1], [2, 1]])
+    seen = ExpertsObjective._watch(3, choices, F.one_hot(choices[:, 0], 4).float())
+    assert torch.allclose(seen["3.load"], torch.tensor([2, 3, 1, 0]) / 6)
+    assert seen["3.agreement"] == 1
+
+
 def test_what_a_run_leaves(small_runs) -> None:
     for folder in (small_runs.moce, small_runs.token_moce, small_runs.mae_star):
         assert (folder / "clusters.safetensors").is_file() and (folder / "model.safetensors").is_file()

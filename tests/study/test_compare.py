@@ -20,12 +20,12 @@ from moce.engine.endings import Interruption, leave_by
 from moce.engine.files import held, read_json
 from moce.engine.processes import group
 from moce.errors import UserError
+from moce.images.loader import Batch
 from moce.study.budget import Budget, Spent
 from moce.study.cells import Waits, evaluate_options
 from moce.study.plan import Arm, Cell, Plan, Stage
 from moce.study.table import is_evaluation
 from moce.transfer.finetune import Classification
-from moce.transfer.finetune import Step as TrainingStep
 
 
 def test_runs_cells_and_tables(study: Path, small_runs: Any) -> None:
@@ -288,25 +288,27 @@ def test_an_interrupted_fine_tuning_goes_on(
     file = settings(small_runs, tmp_path, arms=arms)
     file.write_text(file.read_text().replace('"knn"', '"finetune"').replace('"letters", ', ""))
     options: dict[str, Any] = {"config": file, "quiet": True, "device": "cpu"}
-    forward, steps = Classification.forward, list[int]()
+    forward, steps = Classification.forward, list[list[int]]()
 
-    def counted(self: Classification, step: TrainingStep) -> Any:
-        steps.append(step.number)
-        if steps == [0, 1, 2, 3, 4, 5]:
+    def counted(self: Classification, batch: Batch) -> Any:
+        steps.append(batch.indices.tolist())
+        if len(steps) == 6 and not (tmp_path / "whole").exists():
             raise KeyboardInterrupt
-        return forward(self, step)
+        return forward(self, batch)
 
     monkeypatch.setattr(Classification, "forward", counted)
     with pytest.raises(KeyboardInterrupt):
         moce.study("compare", out=tmp_path / "cut", **options)
-    steps.clear()
+    before = steps[:4]
     cell = "mae/plants-finetune-seed0"
     assert list((tmp_path / "cut/evaluations" / cell).rglob("step-000000004.safetensors"))
+    (tmp_path / "whole").mkdir()
+    trained = {}
     for name in ("cut", "whole"):
+        steps.clear()
         moce.study("compare", out=tmp_path / name, **options)
-        steps.append(-1)
-    whole = range(steps[-2] + 1)
-    assert steps == [*whole[4:], -1, *whole, -1]
+        trained[name] = list(steps)
+    assert before + trained["cut"] == trained["whole"] and len(trained["cut"]) > 1
     cut, uncut = (
         json.loads((tmp_path / name / f"cells/{cell}.json").read_text()) for name in ("cut", "whole")
     )
@@ -322,6 +324,7 @@ def test_training_ends_at_a_checkpoint_when_the_time_is_up() -> None:
 
     def train() -> None:
         with budget.within(), Interruption(group()) as interruption:
+            interruption.worth_saving = True
             for _ in range(1000):
                 time.sleep(0.01)
                 if interruption.signal:

@@ -22,7 +22,6 @@ from moce.transfer.finetune import (
     Tuning,
     binary_loss,
     finetune,
-    mixed,
     parameter_groups,
 )
 from moce.transfer.learning import BETA2
@@ -163,13 +162,9 @@ def test_learns_a_toy_problem_and_chooses_the_rate_that_does() -> None:
 def test_the_same_call_gives_the_same_weights() -> None:
     first, second = FakeEncoder(), FakeEncoder()
     torch.manual_seed(1)
-    outcome = run(
-        first, [1e-3, 1e-2], recipe=Recipe(epochs=8, batch_size=16, layer_decay=0.5, seed=3, mixup=0.8)
-    )
+    outcome = run(first, [1e-3, 1e-2], recipe=Recipe(epochs=8, batch_size=16, layer_decay=0.5, seed=3))
     torch.manual_seed(2)  # the global generator is nobody's business
-    again = run(
-        second, [1e-3, 1e-2], recipe=Recipe(epochs=8, batch_size=16, layer_decay=0.5, seed=3, mixup=0.8)
-    )
+    again = run(second, [1e-3, 1e-2], recipe=Recipe(epochs=8, batch_size=16, layer_decay=0.5, seed=3))
     assert outcome.settings == again.settings
     assert outcome.predictions.equal(again.predictions)
     for one, two in zip(first.copies, second.copies):
@@ -276,15 +271,17 @@ def test_layers_get_their_own_rates() -> None:
     assert scales["encoder.norm.weight"]["weight_decay"] == 0
 
 
-def test_mixup_mixes_pictures_and_targets_alike() -> None:
-    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2)
-    targets = torch.eye(4)
-    mixed_images, mixed_targets = mixed(images, targets, 0.8, seed=0, step=5)
-    share = mixed_targets[0, 0].item()
-    assert 0 < share < 1
-    assert mixed_images[0, 0, 0, 0].item() == pytest.approx((1 - share) * 3)
-    assert torch.allclose(mixed_targets.sum(dim=1), torch.ones(4))
-    assert not mixed(images, targets, 0.8, seed=0, step=6)[1].equal(mixed_targets)
+def test_norms_and_scales_of_any_network_have_no_decay() -> None:
+    network = Layers()
+    network.bn1, network.gamma = nn.BatchNorm2d(4), nn.Parameter(torch.ones(4))
+    network.cls_token = nn.Parameter(torch.ones(1, 1, 16))
+    network.layer_of = lambda name: 0  # type: ignore[method-assign]
+    classifier = Classifier(network, 16, 4, seed=0)
+    groups = parameter_groups(classifier, 0.5, 0.05)
+    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}  # type: ignore[attr-defined]
+    names = {n for n, p in classifier.named_parameters() if id(p) not in decayed}
+    assert {"encoder.bn1.weight", "encoder.gamma", "encoder.cls_token", "head.bias"} <= names
+    assert all(p.ndim > 1 for p in classifier.parameters() if id(p) in decayed)
 
 
 def test_the_first_prediction_is_nearly_uniform() -> None:

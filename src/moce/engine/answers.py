@@ -15,18 +15,32 @@ from moce.errors import UserError
 MODEL = ("model", "model_fingerprint")
 ASKED = ("verb", "out", "path")  # what tells the question of a verb
 MEASURED = ("method", "task", "protocol", "seed", "shots")  # and that of an evaluation, beside its model
+TABLE = "table.md"  # of a study, beside its result.json
 SHOWN = 2  # answers in a line
+# What verbs write as JSON into their own --out, which an answer must not replace.
+OF_RUNS = (
+    "config.json",
+    "result.json",
+    "clusters.json",
+    "routing.json",
+    "choice.json",
+    "training.json",
+    "wandb.json",
+)
 
 
-def earlier_answers(path: str | Path) -> list[dict[str, Any]]:
+def earlier_answers(path: str | Path, out: str | Path | None = None) -> list[dict[str, Any]]:
     """What `path` holds: the answers to one command's questions, none where there is no file or an empty one.
 
-    UserError where it cannot be written, or holds something else.
+    UserError where it cannot be written, holds something else, or is a file that the command writes into `out`.
     """
     from moce.engine.runs import CONFIG, RESULT  # which imports what imports this
 
     require_writable(path)
     path = Path(path)
+    own = path.name in OF_RUNS or path.suffix != ".json"
+    if out is not None and own and path.resolve().parent == Path(out).resolve():
+        raise UserError(f"--json {path} would be a file of the run in {out}; name another file.")
     if not path.exists() or not path.stat().st_size:
         return []
     try:
@@ -34,7 +48,7 @@ def earlier_answers(path: str | Path) -> list[dict[str, Any]]:
     except UserError:
         content = None
     found = content if isinstance(content, list) else [content]
-    in_run = path.name == RESULT and (path.parent / CONFIG).is_file()
+    in_run = path.name == RESULT and any((path.parent / name).is_file() for name in (CONFIG, TABLE))
     if in_run or any("study" in answer for answer in found if isinstance(answer, dict)):
         raise UserError(f"--json {path} belongs to the run or study that it lies in; name another file.")
     if not found or not all(map(is_answer, found)):

@@ -38,8 +38,7 @@ class Boards:
             from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
             # Points that a killed run drew behind its last checkpoint are dropped.
-            purge = self.after + 1 if self.after else None
-            self._tensorboard = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purge)
+            self._tensorboard = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.after + 1)
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, line["step"])
         if self._wandb is not None:

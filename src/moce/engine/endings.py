@@ -18,10 +18,14 @@ PATIENCE = timedelta(seconds=10)
 
 
 class Interruption:
-    """Notes SIGTERM and Ctrl-C, so that a checkpoint is written before the processes end."""
+    """Notes SIGTERM and Ctrl-C, so that a checkpoint is written before the processes end.
+
+    While nothing is `worth_saving`, and at a second signal, it ends at once instead.
+    """
 
     def __init__(self, group: Group) -> None:
         self.group, self.signal = group, 0
+        self.worth_saving = False  # set by who takes the first step
         self._before: dict[int, Any] = {}
         self._asked: tuple[Tensor, Any] | None = None
 
@@ -37,8 +41,13 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: Any) -> None:
-        self.signal = number
+    def _note(self, number: int, frame: Any) -> None:
+        if self.worth_saving and not self.signal:
+            self.signal = number
+        elif callable(before := self._before[number]):
+            before(number, frame)
+        else:
+            leave_by(number)
 
     def agree(self, save: bool, at_once: bool = False) -> tuple[int, bool]:
         """(signal or 0, whether to save), the same in all processes; called after every step.

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 from moce.errors import Busy, UserError
 
+LOCK = ".lock"  # of a run folder; it stays
+
 
 @contextmanager
 def told_why(path: str | Path) -> Iterator[None]:
@@ -94,9 +96,16 @@ def held(path: str | Path, wait: bool = True) -> Iterator[None]:
 
 
 def drop_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in a run folder; the folder's lock must be held."""
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
+    """Remove temporary files that a killed process left in a run folder; the folder's lock must be held.
+
+    Not those in folders that have a lock of their own: other runs, in which others may work.
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if not (path / LOCK).exists():
+                drop_leftovers(path)
+        elif path.name.startswith(".") and path.name.endswith(".part"):
+            path.unlink(missing_ok=True)
 
 
 def require_writable(path: str | Path) -> None:

@@ -16,12 +16,12 @@ from typing import IO, Any
 
 from moce import __version__
 from moce.engine.boards import Boards
-from moce.engine.files import drop_leftovers, locked, read_json, require_space, write_json, write_whole
+from moce.engine.files import LOCK, drop_leftovers, locked, read_json, require_space, write_json, write_whole
 from moce.engine.processes import group
 from moce.errors import UserError
 from moce.options import changed_method_options
 
-CONFIG, RESULT, METRICS, LOCK = "config.json", "result.json", "metrics.jsonl", ".lock"
+CONFIG, RESULT, METRICS = "config.json", "result.json", "metrics.jsonl"
 BYTES = "bytes of the images"  # an input that is compared where both sides know it
 LEAST_SPACE = 64 * 2**20  # bytes that a run folder's disk must have free before anything starts
 

@@ -1,7 +1,6 @@
 """The training loop. The only file that knows Fabric.
 
-The loop knows nothing about what is trained: an objective is a module whose `forward(batch)` gives a loss and tensors
-to log, and whose `trained` sub-module is what checkpoints hold. Everything random comes with the batch's indices.
+The loop knows nothing about what is trained: that is an `Objective`. Everything random comes with the batch's indices.
 
 With several processes each sees its slice of every batch. An objective gives loss and log so that the mean over
 processes is that of the whole batch; DDP takes that mean of the gradients. Process 0 alone writes.
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,28 +32,32 @@ from moce.engine.shards import Opening, Sealed, bring_together, here, spread
 from moce.errors import NotFinite, counted
 
 
-class Objective(Protocol):
-    """What a stage trains."""
+class Objective(nn.Module):
+    """What a stage trains: `forward(batch)` gives the loss and what to log, which is averaged over the steps of a line
+    (scalars and vectors); checkpoints hold what is `trained`.
+    """
 
     trained: nn.Module
 
-    def __call__(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, what to log: scalars and vectors that are averaged over the steps of a line)."""
-
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
         """AdamW's groups; `peak_lr` in a group is its learning rate at the top of the schedule."""
-
-    def parts(self) -> list[nn.Module]:
-        """The parts of the model that hold most weights: linear maps alone, used by calling the part alone."""
+        raise NotImplementedError
 
     def flops_per_image(self) -> int:
         """FLOPs of a training step on one picture."""
+        raise NotImplementedError
 
-    def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
-        """The fields of a metrics line, from the averaged logs."""
+    def parts(self) -> list[nn.Module]:
+        """The parts of the model that hold most weights, for --shard: linear maps alone, used by calling the part."""
+        return []
+
+    def describe(self, logged: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a metrics line beside the loss, from the averaged logs."""
+        return logged
 
     def watch(self, line: dict[str, Any], share_done: float) -> str | None:
         """A warning about this metrics line, if there is one to be given."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def fabric_of(
 
 def train(
     run: Run,
-    objective: Any,
+    objective: Objective,
     batches: Callable[[int, int, int], Iterator[Any]],
     plan: Plan,
     config: Training,
@@ -211,6 +214,7 @@ def train(
                 value = value.detach().float()
                 sums[name] = sums[name] + value if name in sums else value
             step += 1
+            interruption.worth_saving = True
             bar.advance(plan.batch_size)
             last, line_is_due = step == plan.num_steps, step % config.log_steps == 0 or step == plan.num_steps
             late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes

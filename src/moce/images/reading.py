@@ -73,7 +73,8 @@ def read_all(
         found = survey(source, quiet, cache_gib)
         if found.size is not None and key not in _decoded:
             _look(source, range(len(source)), cache_gib, quiet, only_to_keep=True)
-    return _decoded.get(key)
+    kept = _decoded.get(key)
+    return kept if kept is not None and _gib(kept.images.shape) <= cache_gib else None
 
 
 def forget(source: Source | None = None) -> None:

@@ -32,12 +32,11 @@ from moce.stages.agreement import leading_classes, normalised_mutual_information
 from moce.stages.balance import balanced_clusters, chunk_rows
 from moce.stages.features import CROP_PCT, Features, embed_in_place, look_at_all
 from moce.stages.feed import list_unreadable
+from moce.stages.membership import CLUSTERS_FILE
 from moce.stages.pictures import with_bytes
 from moce.stages.rounding import best_and_regret, capacity_labels, even_capacities
 from moce.stages.thumbs import choose_members, write_thumbs
 from moce.verbs import verb
-
-CLUSTERS_FILE = "clusters.safetensors"
 
 
 class Found(NamedTuple):

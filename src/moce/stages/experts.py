@@ -30,7 +30,7 @@ from moce.engine.progress import say
 from moce.engine.randomness import normal
 from moce.engine.runs import Run, open_run, read_run
 from moce.engine.shards import require_shards_possible
-from moce.engine.trainer import parameter_groups, train
+from moce.engine.trainer import Objective, parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation
@@ -94,8 +94,10 @@ class LabelledFeed:
             yield LabelledBatch(batch, self.labels[batch.indices], histogram, step / self.feed.plan.num_steps)
 
 
-class ExpertsObjective(nn.Module):
+class ExpertsObjective(Objective):
     """Reconstruction, balance, imbalance and distillation."""
+
+    trained: MaskedAutoencoder
 
     def __init__(
         self,
@@ -174,7 +176,7 @@ class ExpertsObjective(nn.Module):
             balances.append(importance_loss(gates_KE, histogram_K))
             imbalances.append(imbalance_loss(gates_KE, histogram_K))
             clean_B = gates_KE[router.labels_B]
-            seen |= self._watch(layer, router.choices[layer].expert_NC[:, 0], clean_B, clean_B.shape[1])
+            seen |= self._watch(layer, router.choices[layer].expert_NC, clean_B)
             logs |= {f"{layer}.balance": balances[-1], f"{layer}.imbalance": imbalances[-1]}
         balance, imbalance = torch.stack(balances).mean(), torch.stack(imbalances).mean()
         added = self.config.balance * balance + self.config.imbalance * imbalance
@@ -188,18 +190,18 @@ class ExpertsObjective(nn.Module):
         for layer in self.layers:
             gates_NE = router.logits[layer].softmax(dim=1)
             sums.append(batch_sums(router.logits[layer], router.noisy[layer], shape))
-            seen |= self._watch(layer, router.choices[layer].expert_NC[:, 0], gates_NE, shape.num_experts)
+            seen |= self._watch(layer, router.choices[layer].expert_NC, gates_NE)
             seen[f"{layer}.imbalance"] = imbalance_loss(gates_NE)
         balances = squared_variation(group().total(torch.stack(sums))).mean(dim=1)
         logs = {f"{layer}.balance": own for layer, own in zip(self.layers, balances, strict=True)}
         return GateLosses(self.config.balance * balances.mean(), {"balance": balances.mean(), **logs}, seen)
 
     @staticmethod
-    def _watch(layer: int, expert_N: Tensor, gates_NE: Tensor, num_experts: int) -> dict[str, Tensor]:
+    def _watch(layer: int, expert_NC: Tensor, gates_NE: Tensor) -> dict[str, Tensor]:
         return {
-            f"{layer}.load": F.one_hot(expert_N, num_experts).float().mean(dim=0),
+            f"{layer}.load": F.one_hot(expert_NC, gates_NE.shape[1]).float().mean(dim=(0, 1)),
             f"{layer}.max_gate": gates_NE.detach().amax(dim=1).mean(),
-            f"{layer}.agreement": (expert_N == gates_NE.argmax(dim=1)).float().mean(),
+            f"{layer}.agreement": (expert_NC[:, 0] == gates_NE.argmax(dim=1)).float().mean(),
         }
 
     def parameter_groups(self, config: Training) -> list[dict[str, Any]]:
@@ -319,12 +321,12 @@ def train_experts(config: ExpertsConfig) -> dict[str, Any]:
     }
     inputs = with_bytes(inputs, source, "train-experts", config, config.out)
     require_same_bytes(config.clusters, inputs, config.quiet)
-    checked = survey(source, config.quiet)
+    checked = survey(source, config.quiet, config.cache_gib)
     with open_run(config.out, "train-experts", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)
             return run.result()
-        feed = open_feed(source, checked, model.shape.image_size, config, selected)
+        feed = open_feed(source, checked, model.shape.image_size, config, selected, run.path)
         labels = trained_on.labels
         labelled = LabelledFeed(feed, labels, clusters.assigner.num_clusters)
         pixels = Normalisation(tuple(header["about"]["mean"]), tuple(header["about"]["std"]))

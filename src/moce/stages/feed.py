@@ -4,7 +4,7 @@ Everything random about a picture in a step (crop, mirror, mask, gate noise) is 
 the picture), so a run does not depend on the number of processes or on being interrupted.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from moce.images.normalise import Normalisation
 from moce.images.sampler import Order
 from moce.images.sources import Source
 
+UNREADABLE = "unreadable.txt"
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -38,6 +40,7 @@ class Feed:
     image_size: tuple[int, int]
     config: Training
     unreadable: set[int] = field(default_factory=set)  # known from the survey, or met in training
+    folder: Path | None = None  # of the run, which keeps what was met for when it is continued
 
     def batches(self, first_step: int, rank: int, processes: int) -> Iterator[Batch]:
         """This process's share of each global batch from `first_step` on; notes pictures that had to be replaced."""
@@ -59,8 +62,14 @@ class Feed:
         )
         for step, batch in enumerate(found, first_step):
             wanted = self.order.batch(step, rank, processes)[0]
-            self.unreadable.update(wanted[wanted != batch.indices].tolist())
+            self._note(set(wanted[wanted != batch.indices].tolist()) - self.unreadable)
             yield batch
+
+    def _note(self, met: set[int]) -> None:
+        self.unreadable.update(met)
+        if met and self.folder is not None:
+            with open(self.folder / UNREADABLE, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(listed(self.source, met))
 
 
 def open_feed(
@@ -69,10 +78,12 @@ def open_feed(
     image_size: tuple[int, int],
     config: Training,
     selected: Int64[Tensor, " selected"] | None = None,
+    folder: Path | None = None,
 ) -> Feed:
     """The feed of a run over surveyed pictures. UserError when a process would get none of a batch.
 
-    Where only `selected` pictures are trained on, there are as many steps as all pictures would have had.
+    Where only `selected` pictures are trained on, there are as many steps as all pictures would have had. In the
+    `folder` of a run that is continued, the pictures are named that could not be read before.
     """
     if config.batch_size < group().world:
         raise UserError(
@@ -95,7 +106,8 @@ def open_feed(
         say(f"{text}several times", config.quiet)
     num_steps = config.steps or whole.steps_for(config.epochs)
     plan = Plan(num_steps, len(order), config.batch_size, config.warmup)
-    return Feed(source, checked, order, plan, image_size, config, set(checked.unreadable))
+    broken = set(checked.unreadable) | (met_before(folder) if folder is not None else set())
+    return Feed(source, checked, order, plan, image_size, config, broken, folder)
 
 
 def cropped_on(device: torch.device, cache_gib: float) -> torch.device | None:
@@ -106,18 +118,28 @@ def cropped_on(device: torch.device, cache_gib: float) -> torch.device | None:
     return device if cache_gib * 2**30 < free / 4 else None  # the rest is for training
 
 
-def list_unreadable(folder: Path, source: Source, indices: Iterable[int], quiet: bool) -> None:
+def listed(source: Source, indices: Iterable[int]) -> str:
+    """Lines of index and name."""
+    return "".join(f"{i}\t{source.name(i)}\n" for i in sorted(indices))
+
+
+def met_before(folder: Path) -> set[int]:
+    """Indices that a run folder names as unreadable; a line that a killed process did not finish is none."""
+    path = folder / UNREADABLE
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    whole = [line.partition("\t")[0] for line in lines if "\t" in line and line.endswith("\n")]
+    return {int(index) for index in whole if index.isdecimal()}
+
+
+def list_unreadable(folder: Path, source: Source, indices: Collection[int], quiet: bool) -> None:
     """Name the pictures that were skipped in the run folder, and say so."""
-    names = [f"{i}\t{source.name(i)}\n" for i in sorted(indices)]
-    if not names:
+    if not indices:
         return
-    with write_whole(folder / "unreadable.txt") as temporary:
-        temporary.write_text("".join(names), encoding="utf-8", errors="backslashreplace")
-    are = "is" if len(names) == 1 else "are"
-    say(
-        f"{counted(len(names), 'picture')} cannot be read and {are} left out; {folder / 'unreadable.txt'} lists which",
-        quiet,
-    )
+    path = folder / UNREADABLE
+    with write_whole(path) as temporary:
+        temporary.write_text(listed(source, indices), encoding="utf-8", errors="backslashreplace")
+    are = "is" if len(indices) == 1 else "are"
+    say(f"{counted(len(indices), 'picture')} cannot be read and {are} left out; {path} lists which", quiet)
 
 
 def prepared(

@@ -9,7 +9,7 @@ from moce.engine.progress import say
 from moce.engine.runs import BYTES, earlier_run, read_run
 from moce.errors import UserError
 from moce.images.content import content_fingerprint
-from moce.images.reading import forget, survey
+from moce.images.reading import CACHE_GIB, forget, survey
 from moce.images.sources import Source
 
 
@@ -32,7 +32,7 @@ def with_bytes(
         say(f"{out} was begun without --hash-content: of its pictures no bytes are compared", config.quiet)
         return dict(inputs)
     forget(source)  # what this process has decoded before may have been other pictures
-    survey(source, config.quiet)
+    survey(source, config.quiet, getattr(config, "cache_gib", CACHE_GIB))
     return {**inputs, BYTES: content_fingerprint(source, config.quiet)}
 
 

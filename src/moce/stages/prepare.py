@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from moce.config import PrepareConfig
 from moce.engine.devices import num_workers_of
-from moce.engine.files import require_space, sha256_of, write_whole
+from moce.engine.files import LOCK, require_space, sha256_of, write_whole
 from moce.engine.progress import Track, say, track
-from moce.engine.runs import CONFIG, LOCK, Run, open_run
+from moce.engine.runs import CONFIG, Run, open_run
 from moce.errors import UserError
 from moce.images.decode import UnreadableImage, decode
 from moce.images.loader import in_workers

@@ -12,7 +12,7 @@ from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.runs import open_run, read_run
 from moce.engine.shards import require_shards_possible
-from moce.engine.trainer import parameter_groups, train
+from moce.engine.trainer import Objective, parameter_groups, train
 from moce.errors import UserError
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation, normalisation
@@ -27,8 +27,10 @@ from moce.stages.pictures import with_bytes
 from moce.verbs import verb
 
 
-class DenseObjective(nn.Module):
+class DenseObjective(Objective):
     """Reconstruction of masked patches."""
+
+    trained: MaskedAutoencoder
 
     def __init__(
         self, model: MaskedAutoencoder, config: PretrainConfig, pixels: Normalisation = IMAGENET
@@ -59,14 +61,6 @@ class DenseObjective(nn.Module):
     def flops_per_image(self) -> int:
         """Forward, and twice that for the backward pass."""
         return 3 * self.trained.flops_per_image()
-
-    def describe(self, logged: dict[str, Any]) -> dict[str, Any]:
-        """Nothing beyond the loss."""
-        return logged
-
-    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
-        """There is nothing to warn of."""
-        return None
 
 
 def new_model(config: PretrainConfig) -> MaskedAutoencoder:
@@ -153,8 +147,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     pick_device(config.device)  # says so before anything is written
     require_shards_possible(config)
-    if config.epochs == 0 and config.init is None:
+    if config.epochs == config.steps == 0 and config.init is None:
         raise UserError("--epochs 0 trains nothing: give --init with weights to take as they are.")
+    if config.init and Path(config.out).resolve() in (here := Path(config.init).resolve(), *here.parents):
+        raise UserError(f"--init {config.init} lies in --out {config.out}: choose another --out.")
     model = new_model(config)
     start = starting_weights(model, config.init, config.quiet) if config.init else None
     inputs = {"weights of --init": start.fingerprint} if start else {}
@@ -162,12 +158,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     require_apart(source, config.out, below=False)
     inputs["images"] = source.fingerprint()
     inputs = with_bytes(inputs, source, "pretrain", config, config.out)
-    checked = survey(source, config.quiet)
+    checked = survey(source, config.quiet, config.cache_gib)
     with open_run(config.out, "pretrain", config, inputs) as run:
         if run.finished:
             say(f"{run.path} is finished; --overwrite trains it again", config.quiet)
             return run.result()
-        feed = open_feed(source, checked, model.shape.image_size, config)
+        feed = open_feed(source, checked, model.shape.image_size, config, folder=run.path)
         pixels = (
             start.pixels
             if start and start.pixels

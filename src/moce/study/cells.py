@@ -2,7 +2,8 @@
 
     OUT/cells/ARM/TASK-PROTOCOL-seedK.json    evaluate's schema; `method` is the arm's name; and `study`: {arm, run (the
                                               fingerprint of the run that was measured), method, options, training
-                                              (verbs and options of the runs that led to it), pictures, seconds, cost}
+                                              (verbs and options of the runs that led to it), pictures, seconds, cost,
+                                              clusters (what those mean that the run read)}
 
 A cell is written whole and measured once. It is taken as it is while the run that it measured, the options that it was
 measured with and the task's pictures are those of the study; else it is stale, which is said, and measured again.

@@ -14,18 +14,14 @@ from moce.engine.files import read_json, sha256_of
 from moce.engine.runs import CONFIG, RESULT, RunInfo
 from moce.errors import UserError
 from moce.model.weights import read_header, read_tensors
+from moce.stages.membership import CLUSTERS_FILE
 from moce.stages.nearest import SHEET
 from moce.stages.patches import PATCHES_FILE
 from moce.study.inspect import CHOICE, Found, identify, read_metrics
 from moce.study.table import ORDER as METHODS
 from moce.study.table import distinct
 
-THUMBS, CLUSTERS, MODEL, ROUTING = (
-    "thumbs/thumbs.safetensors",
-    "clusters.safetensors",
-    "model.safetensors",
-    "routing.json",
-)
+THUMBS, MODEL, ROUTING = "thumbs/thumbs.safetensors", "model.safetensors", "routing.json"
 ORDER = ("MAE", "clusters", *METHODS[1:])
 
 
@@ -208,7 +204,7 @@ def _task(item: Found, choice: dict[str, Any]) -> TaskModel:
 
 def _cluster_set(info: RunInfo, contents: Contents) -> ClusterSet | None:
     """The clusters of a run, the same object for runs that hold the same clusters."""
-    thumbs, assigner, summary = (info.path / name for name in (THUMBS, CLUSTERS, "clusters.json"))
+    thumbs, assigner, summary = (info.path / name for name in (THUMBS, CLUSTERS_FILE, "clusters.json"))
     if not (thumbs.is_file() and assigner.is_file()):
         return None
     header = read_header(assigner)

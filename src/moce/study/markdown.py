@@ -4,6 +4,7 @@ from typing import Any
 
 from moce.engine.progress import clock
 from moce.errors import counted
+from moce.study.meaning import meaning_notes
 from moce.study.pairs import CHANCE
 from moce.study.plan import REFERENCES
 from moce.study.summary import FITS
@@ -46,6 +47,8 @@ def opening(result: dict[str, Any]) -> list[str]:
         ]
         each = ", ".join(f"seed {seed}: {signed(value)}" for seed, value in primary["seeds"].items())
         lines[-1] += f" {CHANCE} Every seed: {each}{deviation(primary)}."
+    if notes := meaning_notes(result):
+        lines += ["", *notes]
     missing = {result[key] for key in ("method", "baseline")} - {arm["name"] for arm in result["arms"]}
     if result["kind"] == "compare" and missing:
         names = " and ".join(f"`{name}`" for name in sorted(missing))

@@ -32,6 +32,7 @@ from moce.study.cells import (
     selecting,
 )
 from moce.study.lineage import all_here, is_finished, require_known, stage_is_done, training_of
+from moce.study.meaning import meaning_of
 from moce.study.plan import PROBES, Cell, Plan, Stage, task_name
 from moce.study.table import percent
 
@@ -230,6 +231,7 @@ class Worker:
             # What was continued says how long all of it took.
             "seconds": max(round(time.monotonic() - started, 3), result["seconds"]),
             "cost": cost_of(stage, self.plan.dense),
+            "clusters": meaning_of(stage),
         }
         return {**result, "method": cell.arm.name, "study": about}
 

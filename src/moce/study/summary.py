@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from moce.study.cells import cost_of
 from moce.study.intervals import RESAMPLES
+from moce.study.meaning import clusters_of
 from moce.study.pairs import Pair, Seeds, difference
 from moce.study.plan import Arm, Plan, corpus, task_name
 from moce.study.runner import Progress
@@ -95,6 +96,7 @@ def summary(plan: Plan, progress: Progress) -> dict[str, Any]:
         "baseline": plan.baseline,
         "arms": [arm_facts(plan, arm, progress.results) for arm in plan.arms],
         "alike": plan.alike,
+        "clusters": clusters_of(plan, progress.results),
         "dense_models": len(plan.dense),
         "resamples": RESAMPLES,
         "tables": {protocol: table_facts(measured, protocol) for protocol in protocols},

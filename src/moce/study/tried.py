@@ -29,6 +29,7 @@ COLUMNS = (
     "date", "commit", "study", "corpus", "arm", "options", "strategy", "seed", "protocol", "tasks", "val_score", "test",
     "train_seconds", "fingerprint", "evaluation", "data",
 )  # fmt: skip
+ALWAYS = ("epochs", "base_lr")  # options whose defaults were others once: they are always written down
 KEY = ("fingerprint", "strategy", "protocol", "seed", "tasks", "evaluation", "data")
 EARLIER = COLUMNS[: COLUMNS.index("evaluation")]  # of files that an older version began
 
@@ -114,7 +115,10 @@ def options_before(stage: Stage, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a run that change its result and are not the defaults; of weights from elsewhere those of the arm."""
+    """Options of a run that change its result and are not the defaults, and those of `ALWAYS`.
+
+    Of weights from elsewhere those of the arm.
+    """
     if stage.verb is not None:
         verb, options = stage.verb, asdict(resolve(CONFIGS[stage.verb], stage.arguments()))
     elif (Path(stage.path) / CONFIG).is_file() and (Path(stage.path) / RESULT).is_file():
@@ -127,7 +131,7 @@ def training_options(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
     ]  # a column
     plain = {f.name: json.loads(json.dumps(f.default)) for f in own}
     now = json.loads(json.dumps({name: options[name] for name in plain if name in options}))
-    return {name: value for name, value in now.items() if value != plain[name]}
+    return {name: value for name, value in now.items() if value != plain[name] or name in ALWAYS}
 
 
 def pictures_of(cell: dict[str, Any]) -> Any:

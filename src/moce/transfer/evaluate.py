@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moce.config import EvaluateConfig
+from moce.config import PROTOCOL_OPTIONS, EvaluateConfig
 from moce.engine.devices import pick_device
 from moce.engine.files import sha256_of
 from moce.engine.processes import group
@@ -17,7 +17,7 @@ from moce.errors import UserError, counted, did_you_mean
 from moce.images.loader import survey
 from moce.images.sources import Source
 from moce.images.tasks import Task, few_shots, open_tasks, split
-from moce.options import pair
+from moce.options import pair, spelled
 from moce.stages.customize import STRATEGIES, default_strategy, require_strategy
 from moce.transfer.encoder import Encoder, channels_of, load_encoder, refuse_strategy, routed_by
 from moce.transfer.finetune import LONG, WEIGHTS, Recipe, Tuning, finetune
@@ -35,7 +35,7 @@ from moce.transfer.results import ending, heading, strategy_named
 from moce.transfer.submodels import open_submodels
 from moce.verbs import verb
 
-PROTOCOLS = ("knn", "linear", "finetune", "detect", "segment")
+PROTOCOLS = tuple(PROTOCOL_OPTIONS)
 ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures
 TRAINING = ("finetune", *ALONE)  # protocols whose trainings are runs in a folder
 FINETUNING = (
@@ -61,6 +61,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     device = pick_device(config.device)
     if config.out is not None and not set(protocols) & set(TRAINING):
         raise UserError(f"--out is for --protocol {', '.join(TRAINING)}; the result goes where --json says.")
+    unused = [f for f in dataclasses.fields(config) if f.name in config.idle()]
+    if given := [spelled(f) for f in unused if getattr(config, f.name) != f.default]:
+        say(f"--protocol {config.protocol} does not read {', '.join(given)}", config.quiet)
     require_several_possible(config, trains=bool(set(protocols) & set(TRAINING)))
     if set(protocols) & set(ALONE):
         result = alone(protocols[0], config, device)
@@ -248,6 +251,8 @@ def evaluate_task(
         train, val, tested = labelled(pictures, train_rows), labelled(pictures, val_rows), labelled(test)
         outcome = probed(task, protocol, train, val, tested, config)
         counts = {"num_train": len(train.labels), "num_val": len(val.labels)}
+    # Fine-tuning need not have come by every picture that it learns from.
+    unread_to_learn = num_unread(pictures) if run is None else num_unreadable(task, config.quiet, test=False)
     return {
         **heading(config, encoder, task.name, protocol),
         "metric": task.metric,
@@ -256,7 +261,7 @@ def evaluate_task(
         **counts,
         "num_test": len(outcome.labels),
         "num_test_per_class": images_per_class(outcome.labels, task.num_classes),
-        "unreadable": num_unreadable(task, config.quiet),
+        "unreadable": num_unread(test) + unread_to_learn,
         "seed": config.seed,
         **answers(task, test, outcome),
         "settings": {
@@ -300,10 +305,15 @@ def answers(task: Task, test: Pictures, outcome: Outcome) -> dict[str, list[Any]
     return {"predicted": predicted.tolist(), "labels": labels.tolist()}
 
 
-def num_unreadable(task: Task, quiet: bool) -> int:
-    """Broken pictures of all splits; UserError when they are more than 5 % of one."""
-    splits = [source for source in (task.train, task.val, task.test) if source is not None]
-    return sum(len(survey(source, quiet).unreadable) for source in splits)
+def num_unread(pictures: Pictures) -> int:
+    """How many of these no pass over all of them could read."""
+    return int((~pictures.was_read).sum())
+
+
+def num_unreadable(task: Task, quiet: bool, test: bool = True) -> int:
+    """Broken pictures of all splits, of large ones among a sample; UserError when they are more than 5 % of one."""
+    splits = (task.train, task.val, task.test if test else None)
+    return sum(len(survey(source, quiet).unreadable) for source in splits if source is not None)
 
 
 def probed(

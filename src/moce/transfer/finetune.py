@@ -3,7 +3,7 @@
 The recipe is that of the official MAE code (He et al. 2022, appendix A.1; BEiT's layer-wise decay): AdamW, linear
 warm-up and half-cosine, a learning rate that shrinks by `layer_decay` from block to block downwards, label smoothing,
 random crops and flips. What differs: the head reads the mean of the patch tokens after the final norm, as the probes
-do; neither dropout nor drop path, so that nothing random is left but crops, flips and mixup, and those are functions
+do; neither mixup, dropout nor drop path, so that nothing random is left but crops and flips, and those are functions
 of the seed: the same call gives the same weights, bit by bit on a CPU.
 
 The learning rate is chosen on val, then the encoder starts again on train + val and predicts test once. A grid of one
@@ -22,9 +22,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
@@ -35,7 +34,7 @@ from moce.engine.processes import group
 from moce.engine.progress import clock, say
 from moce.engine.randomness import normal
 from moce.engine.runs import RESULT, Run, open_run
-from moce.engine.trainer import Plan, train, without_decay
+from moce.engine.trainer import Objective, Plan, train, without_decay
 from moce.errors import NotFinite, UserError, counted
 from moce.images.loader import Batch
 from moce.transfer.encoder import Encoder, Trainable
@@ -64,7 +63,6 @@ class Recipe:
     smoothing: float = 0.1
     min_crop: float = 0.3  # smallest area of a random crop; small pictures are filled by their object
     flip: bool = True
-    mixup: float = 0.0  # alpha of the Beta distribution; 0: off
 
     def num_steps(self, num_images: int) -> int:
         """Steps of a run on so many pictures."""
@@ -121,8 +119,9 @@ def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float
     """One group per layer and kind of decay; "scale" is what the learning rate of that layer is multiplied by.
 
     Layer 0 is everything before the first block, the last layer is the final norm with all heads, whose scale is 1.
-    Heads are other people's and named as they like (torchvision has `cls_logits`): of theirs, biases and norms go
-    without decay, which are those of one dimension; the encoder's go by name.
+    What has one dimension goes without decay, whatever it is called (biases, norms, scales, of other people's networks
+    too), and so do the encoder's class token and positions, by name; heads are named as they like (torchvision's
+    `cls_logits`).
     """
     encoder = classifier.encoder
     groups: dict[tuple[int, bool], dict[str, object]] = {}
@@ -133,7 +132,7 @@ def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float
         head = inner == name
         layer = encoder.num_layers if head else encoder.layer_of(inner)
         assert 0 <= layer <= encoder.num_layers, f"{name} is in layer {layer} of {encoder.num_layers}"
-        bare = parameter.ndim < 2 if head else without_decay(inner)
+        bare = parameter.ndim < 2 or (not head and without_decay(inner))
         empty = {
             "params": [],
             "scale": layer_decay ** (encoder.num_layers - layer),
@@ -143,27 +142,10 @@ def parameter_groups(classifier: Headed, layer_decay: float, weight_decay: float
     return list(groups.values())
 
 
-def mixed(
-    images: Float[Tensor, "batch channels h w"],
-    targets: Float[Tensor, "batch classes"],
-    alpha: float,
-    seed: int,
-    step: int,
-) -> tuple[Float[Tensor, "batch channels h w"], Float[Tensor, "batch classes"]]:
-    """Mixup (Zhang et al. 2018) of a batch with itself backwards, one Beta(alpha, alpha) share for each step."""
-    share = float(np.random.default_rng([seed, step]).beta(alpha, alpha))
-    return torch.lerp(images.flip(0), images, share), torch.lerp(targets.flip(0), targets, share)
+class Classification(Objective):
+    """The loss of a batch of crops."""
 
-
-class Step(NamedTuple):
-    """What a training step reads."""
-
-    number: int
-    batch: Batch
-
-
-class Classification(nn.Module):
-    """What the training loop trains: the loss of a batch of crops."""
+    trained: Classifier
 
     def __init__(
         self, classifier: Classifier, encoder: Encoder, feed: Feed, recipe: Recipe, lr: float
@@ -172,18 +154,14 @@ class Classification(nn.Module):
         self.trained, self.feed, self.recipe, self.lr = classifier.train(), feed, recipe, lr
         self.encoder = encoder
 
-    def forward(self, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """(loss, nothing more to log)."""
-        images, labels = self.feed.prepared(step.batch, self.recipe)
+        images, labels = self.feed.prepared(batch, self.recipe)
         if labels.ndim == 2:
-            assert not self.recipe.mixup, "what cannot be judged cannot be mixed"
             loss = binary_loss(self.trained(images), labels)
         else:
-            targets = F.one_hot(labels, self.trained.head.out_features).float()
-            if self.recipe.mixup > 0:
-                images, targets = mixed(images, targets, self.recipe.mixup, self.recipe.seed, step.number)
             smoothing = self.recipe.smoothing
-            loss = F.cross_entropy(self.trained(images).float(), targets, label_smoothing=smoothing)
+            loss = F.cross_entropy(self.trained(images).float(), labels, label_smoothing=smoothing)
             loss = loss * group().part_of_mean(len(labels), self.recipe.batch_size)
         auxiliary = self.trained.encoder.auxiliary_loss()
         return (loss if auxiliary is None else loss + auxiliary), {}
@@ -196,14 +174,6 @@ class Classification(nn.Module):
     def flops_per_image(self) -> int:
         """Of a step: three times those of a forward pass."""
         return 3 * forward_flops(self.trained, self.encoder, self.trained.head.weight.device)
-
-    def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
-        """Nothing beyond the loss."""
-        return dict(logged)
-
-    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
-        """Nothing to warn about."""
-        return None
 
 
 def binary_loss(
@@ -265,14 +235,14 @@ class Tuning:
         classifier: Classifier,
         rows: Int64[Tensor, "rows"],
         lr: float,
-        told: Callable[[Iterator[Step]], Iterator[Step]],
+        told: Callable[[Iterator[Batch]], Iterator[Batch]],
     ) -> dict[str, Any]:
         """Train in place, from the newest checkpoint on; what it took. NotFinite where the loss is lost."""
         recipe, num_steps = self.recipe, self.recipe.num_steps(len(rows))
 
-        def batches(first: int, rank: int, world: int) -> Iterator[Step]:
+        def batches(first: int, rank: int, world: int) -> Iterator[Batch]:
             steps = range(first, num_steps)
-            return told(map(Step, steps, self.pool.training(rows, recipe, steps, rank, world)))
+            return told(iter(self.pool.training(rows, recipe, steps, rank, world)))
 
         return learned(
             run,
@@ -299,7 +269,7 @@ class Tuning:
         val_rows: Int64[Tensor, "val"],
         score: Score,
         device: torch.device,
-        told: Callable[[Iterator[Step]], Iterator[Step]],
+        told: Callable[[Iterator[Batch]], Iterator[Batch]],
     ) -> dict[str, Any]:
         """{lr, val_score (None where the loss was lost), training}; a rate that was tried is not tried again."""
         with open_run(run.path / folder_of(lr), run.verb, run.config, run.inputs) as own:
@@ -320,7 +290,7 @@ class Tuning:
     def settings(self) -> dict[str, Any]:
         """The recipe, for the JSON of a result."""
         recipe = self.recipe
-        names = ("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "min_crop", "flip", "mixup")
+        names = ("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "min_crop", "flip")
         smoothing = 0.0 if self.pool.labels.ndim == 2 else recipe.smoothing
         return {**{name: getattr(recipe, name) for name in names}, "smoothing": smoothing}
 
@@ -396,11 +366,11 @@ def folder_of(lr: float) -> str:
     return f"lr-{lr!r}"
 
 
-def cost_teller(num_steps: int, what: str, quiet: bool) -> Callable[[Iterator[Step]], Iterator[Step]]:
+def cost_teller(num_steps: int, what: str, quiet: bool) -> Callable[[Iterator[Batch]], Iterator[Batch]]:
     """What passes batches on and once says, by the first of them, how long all steps will take."""
     ends: list[float] = []
 
-    def told(steps: Iterator[Step]) -> Iterator[Step]:
+    def told(steps: Iterator[Batch]) -> Iterator[Batch]:
         for step in steps:
             yield step
             if len(ends) > MEASURED:

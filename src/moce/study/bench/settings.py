@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from moce.config import BenchConfig, ExpertsConfig, PretrainConfig
+from moce.config import BenchConfig, ClusterConfig, ExpertsConfig, PretrainConfig
 from moce.engine.devices import multiplies_in_bf16, num_workers_of
 from moce.images.augment import centre_crop
 from moce.images.shrink import jpeg
 from moce.images.sources import open_images
-from moce.presets import PRESETS
 from moce.verbs import resolve
 
 PRESET = {"vit-ti/8": "tiny-imagenet", "vit-b/16": "paper-vit-b"}
@@ -90,7 +89,9 @@ class Setting:
     @property
     def num_clusters(self) -> int:
         """Clusters of the recipe."""
-        return PRESETS[PRESET[self.model]].cluster["num_clusters"]
+        return resolve(
+            ClusterConfig, {"enc": "-", "images": "-", "out": "-", "preset": PRESET[self.model]}
+        ).num_clusters
 
     def about(
         self, precision: str | None = None, batch_size: int | None = None, **more: Any

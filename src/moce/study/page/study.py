@@ -8,6 +8,7 @@ from moce.engine.progress import clock
 from moce.study.charts import dot_chart
 from moce.study.gauges import forest_axis, forest_row
 from moce.study.markdown import count, not_resampled, references_of, remarks_of, selection_notes
+from moce.study.meaning import meaning_notes
 from moce.study.pairs import CHANCE, stands_out
 from moce.study.summary import FITS
 from moce.study.table import percent
@@ -22,6 +23,7 @@ def study_section(result: dict[str, Any]) -> dict[str, Any]:
         "primary_fixed": not_resampled(fixed) if fixed else None,
         "colours": colours,
         "chance": CHANCE,
+        "meaning": meaning_notes(result),
         "references": bool(references_of(result)),
         "protocols": [protocol_part(result, protocol, colours) for protocol in result["tables"]],
         "costs": [cost_row(arm) for arm in result["arms"]],

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moce.config import Training
 from moce.engine.files import sha256_of
 from moce.engine.processes import group
+from moce.engine.trainer import Objective
 from moce.images.augment import finish
 from moce.model.autoencoder import block_flops
 from moce.transfer.detect.detector import Detector, drawn_from
@@ -24,8 +25,10 @@ LOSSES = {
 }  # torchvision's names: ours
 
 
-class DetectorObjective(nn.Module):
+class DetectorObjective(Objective):
     """The losses of a batch, summed; of several processes each counts by its pictures."""
+
+    trained: Detector
 
     def __init__(
         self,
@@ -73,11 +76,3 @@ class DetectorObjective(nn.Module):
         assert side is not None
         tokens = self.image_size[0] * self.image_size[1] // (side[0] * side[1])
         return 3 * (self.trained.encoder.num_layers - 1) * block_flops(tokens, self.width, 4 * self.width)
-
-    def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
-        """The parts of the loss."""
-        return dict(logged)
-
-    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
-        """Nothing to warn about."""
-        return None

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int16
-from torch import Tensor, nn
+from torch import Tensor
 
 from moce.config import Training
 from moce.engine.devices import moved
 from moce.engine.processes import group
+from moce.engine.trainer import Objective
 from moce.images.augment import finish
 from moce.transfer.encoder import Encoder, Trainable
 from moce.transfer.finetune import Headed, parameter_groups
@@ -69,8 +70,10 @@ def pixel_loss(logits: Logits, classes: Int16[Tensor, "images h w"]) -> Float[Te
     return summed * group().world / group().sum((classes != IGNORE).sum()).clamp(min=1)
 
 
-class Segmentation(nn.Module):
-    """What the training loop trains."""
+class Segmentation(Objective):
+    """The loss of a batch of crops, with its auxiliary head's."""
+
+    trained: Segmenter
 
     def __init__(
         self,
@@ -106,10 +109,6 @@ class Segmentation(nn.Module):
         """Of a step: three times those of a forward pass."""
         return 3 * forward_flops(self.trained, self.encoder, self.device)
 
-    def describe(self, logged: dict[str, list[float] | float]) -> dict[str, Any]:
+    def describe(self, logged: dict[str, Any]) -> dict[str, Any]:
         """The loss of the head alone."""
         return {"head_loss": logged["head"]}
-
-    def watch(self, line: dict[str, Any], share_done: float) -> str | None:
-        """Nothing to warn about."""
-        return None

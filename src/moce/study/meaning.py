@@ -1,0 +1,60 @@
+"""Whether a study's clusters mean anything: how far they agree with the pictures' classes, beside clusters of pixels.
+
+Gates that read clusters can only tell apart what the clusters do. So a study says it, where the pictures have labels,
+before it says what came of the gates.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from moce.engine.files import read_json
+from moce.engine.runs import RESULT, read_run
+from moce.study.lineage import reads_clusters
+from moce.study.plan import Plan, Stage
+
+LEAST = 0.10  # that the NMI with the classes has to be above that of clusters of raw 8 x 8 pixels
+KEPT = ("num_clusters", "nmi", "nmi_raw")
+
+
+def meaning_of(stage: Stage) -> dict[str, Any] | None:
+    """{name, num_clusters, nmi, nmi_raw} of the clusters that a run reads; None where it reads none, or none are there.
+
+    nmi and nmi_raw are None of pictures without labels.
+    """
+    if not (Path(stage.path) / RESULT).is_file() or read_run(stage.path).verb != "train-experts":
+        return None
+    options = {**read_run(stage.path).config, **{name: one.path for name, one in stage.needs.items()}}
+    file = Path(options["clusters"]) / "clusters.json"
+    if not reads_clusters(options) or not file.is_file():
+        return None
+    content = read_json(file)
+    return {"name": file.parent.name, **{name: content.get(name) for name in KEPT}}
+
+
+def clusters_of(plan: Plan, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The clusters that a study's runs read, once each: as its cells have them, or of the runs that lie here."""
+    arms = {arm.name: arm for arm in plan.arms}
+    found = []
+    for result in results:
+        stage = arms[result["method"]].models.get(result["seed"])
+        found.append(result["study"].get("clusters") or (meaning_of(stage) if stage else None))
+    return list({tuple(own.values()): own for own in found if own is not None}.values())
+
+
+def meaning_notes(result: dict[str, Any]) -> list[str]:
+    """Sentences about the clusters of a study's result.json; none where nothing is known of them."""
+    known = [own for own in result.get("clusters", ()) if None not in (own["nmi"], own["nmi_raw"])]
+    if not known:
+        return []
+    each = "; ".join(
+        f"{own['nmi']:.3f} ({own['name']}, {own['num_clusters']}), of raw pixels {own['nmi_raw']:.3f}"
+        for own in known
+    )
+    lines = [f"NMI of the clusters with the pictures' classes: {each}."]
+    if any(own["nmi"] - own["nmi_raw"] < LEAST for own in known):
+        lines.append(
+            f"Clusters whose NMI is not {LEAST:.2f} above that of raw pixels mean little: what came of gates that read "
+            "them says little about the method."
+        )
+    return lines
