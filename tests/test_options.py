@@ -174,18 +174,6 @@ def test_an_argument_is_given_once() -> None:
         moce.inspect("runs/mae", path="runs/moce")
 
 
-@pytest.mark.parametrize(
-    ("protocol", "read"), [("knn", {"k", "temperature"}), ("finetune,knn", {"epochs", "lrs", "k"})]
-)
-def test_what_other_protocols_read_is_idle(protocol: str, read: set[str]) -> None:
-    given = {"model": "m", "task": "t", "protocol": protocol}
-    config = resolve(EvaluateConfig, given)
-    assert not set(config.idle()) & read and {"steps", "window"} <= set(config.idle())
-    recorded = json.loads(json.dumps(config.__dict__))
-    assert changed_method_options(recorded, resolve(EvaluateConfig, {**given, "steps": 9})) == []
-    assert len(changed_method_options(recorded, resolve(EvaluateConfig, {**given, "k": 3}))) == 1
-
-
 def test_help_shows_what_is_taken_where_nothing_is_given() -> None:
     def shown(verb: str, option: str) -> str:
         (action,) = (a for a in verb_parser(verb)._actions if f"--{option}" in a.option_strings)
@@ -197,8 +185,7 @@ def test_help_shows_what_is_taken_where_nothing_is_given() -> None:
     for protocol in ("detect", "segment"):
         config = resolve(EvaluateConfig, {"model": "m", "task": "t", "protocol": protocol})
         assert f"{protocol}: {config.batch_size}" in shown("evaluate", "batch-size").split("; ")
-    for verb in CONFIGS:
-        assert "read in a source" in verb_parser(verb).format_help()
+    assert "or the dense run's" in " ".join(verb_parser("cluster").format_help().split())
 
 
 def test_help_is_quick_and_needs_no_torch(cli) -> None:

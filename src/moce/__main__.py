@@ -84,7 +84,8 @@ def default_of(field: dataclasses.Field, config_class: type) -> str:
 def explanation(config_class: type) -> str:
     """What the brackets and letters in the help of a verb mean."""
     known = [field.name for field in dataclasses.fields(config_class)]
-    by_preset = " (where --preset names another recipe, that one's)" if "preset" in known else ""
+    inherited = " or the dense run's" if config_class in (config.ClusterConfig, config.ExpertsConfig) else ""
+    by_preset = f" (where --preset{inherited} is another recipe, that one's)" if "preset" in known else ""
     return f"In square brackets: what is taken where an option is not given{by_preset}. {config.SOURCES}."
 
 

@@ -306,16 +306,6 @@ class CustomizeConfig(Pictures):
     )
 
 
-# What protocols read beside what all do.
-PROTOCOL_OPTIONS = {
-    "knn": ("k", "temperature"),
-    "linear": (),
-    "finetune": ("epochs", "batch_size", "lrs", "layer_decay"),
-    "detect": ("epochs", "batch_size", "lrs", "layer_decay", "window"),
-    "segment": ("steps", "batch_size", "lrs", "layer_decay"),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Distributed):
     """Measure what a model is worth on a task."""
@@ -393,12 +383,6 @@ class EvaluateConfig(Distributed):
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )
-
-    def idle(self) -> tuple[str, ...]:
-        """What other protocols read."""
-        named = [name.strip() for name in self.protocol.split(",")]
-        read = {option for name in named for option in PROTOCOL_OPTIONS.get(name, ())}
-        return tuple(sorted({o for options in PROTOCOL_OPTIONS.values() for o in options} - read))
 
 
 @dataclass(frozen=True, kw_only=True)

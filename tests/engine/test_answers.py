@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moce.config import BenchConfig, EvaluateConfig, PretrainConfig
+from moce.config import BenchConfig, DemoConfig, EvaluateConfig, PrepareConfig, PretrainConfig, ReportConfig
 from moce.errors import UserError
 from moce.verbs import verb
 
@@ -107,16 +107,36 @@ def test_an_empty_file_has_nothing_to_lose_and_a_device_is_no_file(tmp_path: Pat
         said(Path("/dev/null"), ANSWER, capsys)
 
 
-@pytest.mark.parametrize("name", ["config.json", "result.json", "model.safetensors"])
-def test_files_that_a_run_will_have_are_not_replaced(tmp_path: Path, name: str) -> None:
-    @verb(PretrainConfig)
+@pytest.mark.parametrize(
+    ("config", "given", "name"),
+    [
+        (PretrainConfig, {"images": "photos"}, "config.json"),
+        (PretrainConfig, {"images": "photos"}, "model.safetensors"),
+        (PrepareConfig, {"images": "photos", "short_side": 64}, "prepared.json"),
+        (DemoConfig, {}, "mae/result.json"),
+        (ReportConfig, {"runs": ["runs/mae"]}, ""),
+    ],
+)
+def test_files_that_a_command_will_write_are_not_replaced(
+    tmp_path: Path, config: type, given: dict[str, Any], name: str
+) -> None:
+    @verb(config)
     def stage(config: Any) -> Any:
         pytest.fail("worked")
 
-    out = tmp_path / "run"
-    with pytest.raises(UserError, match=f"{name} would be a file of the run in .*; name another file"):
-        stage(images="photos", out=out, json=out / name)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"is what --out .* is, or may hold; name another file"):
+        stage(**given, out=out, json=out / name)
     assert not out.exists()
+
+
+def test_an_answer_may_lie_beside_what_a_run_writes(tmp_path: Path) -> None:
+    @verb(PretrainConfig)
+    def stage(config: Any) -> Any:
+        return {"verb": "pretrain", "out": str(config.out)}
+
+    stage(images="photos", out=tmp_path / "run", json=tmp_path / "run" / "answer.json")
+    assert (tmp_path / "run" / "answer.json").is_file()
 
 
 @pytest.mark.parametrize("beside", ["config.json", "table.md", None])

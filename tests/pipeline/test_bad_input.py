@@ -278,6 +278,20 @@ def test_a_run_does_not_replace_the_weights_that_it_starts_from(command, tmp_pat
     assert (tmp_path / "mae" / "model.safetensors").read_bytes() == before
 
 
+def test_a_model_of_others_lies_in_no_folder_of_ours(command, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [
+        "pretrain",
+        "--images",
+        "toyworld://digits?num=9",
+        "--out",
+        ".",
+        "--init",
+        "timm:test_resnet?pretrained=false",
+    ]
+    refused(command(*line, *DEBUG), "is not a plain ViT")
+
+
 def test_weights_to_start_from_that_do_not_fit(command, tmp_path: Path, small_runs) -> None:
     line = ["pretrain", "--images", small_runs.images, "--out", tmp_path / "out", *DEBUG, "--init"]
     refused(command(*line, small_runs.mae, "--decoder-width", "48"), "--decoder-width 32, not 48")

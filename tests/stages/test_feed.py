@@ -28,11 +28,15 @@ def test_a_feed_gives_the_pictures_of_a_step() -> None:
 def test_pictures_that_were_met_are_remembered_by_the_run(tmp_path: Path) -> None:
     """What a survey of a sample did not see and training did, before it was interrupted."""
     (met := feed("cpu", tmp_path))._note({7, 3})
-    met._note({3, 9})
-    with open(tmp_path / "unreadable.txt", "a", encoding="utf-8") as file:
-        file.write("1")  # the process was killed within 12\tname
-    assert feed("cpu", tmp_path).unreadable == {3, 7, 9}
+    with open(tmp_path / "unreadable-0.txt", "a", encoding="utf-8") as file:
+        file.write("\n1")  # the process was killed within 12\tname
+    (tmp_path / "unreadable-1.txt").write_text("\n9\ta\n900\tof other pictures")
+    again = feed("cpu", tmp_path)
+    assert again.unreadable == {3, 7, 9}
+    again._note({9, 12})
+    assert feed("cpu", tmp_path).unreadable == {3, 7, 9, 12}
     list_unreadable(tmp_path, met.source, {9, 3}, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["unreadable.txt"]
     lines = (tmp_path / "unreadable.txt").read_text().splitlines()
     assert [line.split("\t") for line in lines] == [[str(i), met.source.name(i)] for i in (3, 9)]
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import moce
+from moce.config import EvaluateConfig
 from moce.engine.files import write_json
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -15,6 +16,8 @@ from moce.images.reading import forget
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import save_model
 from moce.transfer import pictures
+from moce.transfer.evaluate import as_read
+from moce.verbs import resolve
 
 SHAPE = AutoencoderShape("test_vit", (16, 16), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
 CLASSES = {"blue": (30, 30, 200), "green": (30, 180, 40), "red": (200, 40, 30)}
@@ -271,3 +274,24 @@ def test_a_pass_that_takes_long_is_announced(
     monkeypatch.setattr("moce.transfer.evaluate.LONG", 0.0)
     moce.evaluate(str(model), task=str(task), protocol="linear", num_workers=0)
     assert "15 fits to 24 pictures, about 0:0" in capsys.readouterr().err
+
+
+def test_options_that_a_protocol_does_not_read_are_told_and_do_not_count(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"model": "m", "task": "t", "k": 5, "steps": 9, "window": 14}
+    plain = resolve(EvaluateConfig, {"model": "m", "task": "t"})
+    for protocols, strategy, unread in [
+        (["finetune"], "vote", {"k", "steps", "window"}),
+        (["finetune"], "knn", {"steps", "window"}),  # which looks at neighbours to choose
+        (["linear", "knn"], None, {"steps", "window"}),
+        (["detect"], None, {"k", "steps"}),
+    ]:
+        found = as_read(resolve(EvaluateConfig, given), protocols, strategy, quiet=False)
+        assert {name for name in given if getattr(found, name) == getattr(plain, name)} - {
+            "model",
+            "task",
+        } == unread
+        said = capsys.readouterr().err
+        assert all((f"--{name}" in said) == (name in unread) for name in ("k", "steps", "window"))
+    assert as_read(plain, ["linear"], None, quiet=False) == plain and not capsys.readouterr().err

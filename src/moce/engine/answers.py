@@ -17,30 +17,26 @@ ASKED = ("verb", "out", "path")  # what tells the question of a verb
 MEASURED = ("method", "task", "protocol", "seed", "shots")  # and that of an evaluation, beside its model
 TABLE = "table.md"  # of a study, beside its result.json
 SHOWN = 2  # answers in a line
-# What verbs write as JSON into their own --out, which an answer must not replace.
+# What verbs write as JSON into their --out and folders below, which an answer must not replace.
 OF_RUNS = (
-    "config.json",
-    "result.json",
-    "clusters.json",
-    "routing.json",
-    "choice.json",
-    "training.json",
-    "wandb.json",
-)
+    "config.json", "result.json", "clusters.json", "routing.json", "choice.json", "training.json", "wandb.json",
+    "prepared.json", "predictions.json",
+)  # fmt: skip
 
 
 def earlier_answers(path: str | Path, out: str | Path | None = None) -> list[dict[str, Any]]:
     """What `path` holds: the answers to one command's questions, none where there is no file or an empty one.
 
-    UserError where it cannot be written, holds something else, or is a file that the command writes into `out`.
+    UserError where it cannot be written, holds something else, or is a file that the command may write at `out`.
     """
     from moce.engine.runs import CONFIG, RESULT  # which imports what imports this
 
     require_writable(path)
     path = Path(path)
     own = path.name in OF_RUNS or path.suffix != ".json"
-    if out is not None and own and path.resolve().parent == Path(out).resolve():
-        raise UserError(f"--json {path} would be a file of the run in {out}; name another file.")
+    here = path.resolve()
+    if out is not None and Path(out).resolve() in ([here, *here.parents] if own else [here]):
+        raise UserError(f"--json {path} is what --out {out} is, or may hold; name another file.")
     if not path.exists() or not path.stat().st_size:
         return []
     try:

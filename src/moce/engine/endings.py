@@ -15,16 +15,18 @@ from moce.engine import launch, processes
 from moce.engine.processes import Group
 
 PATIENCE = timedelta(seconds=10)
+HURRY = 1.0  # seconds after which another Ctrl-C is another wish
 
 
 class Interruption:
     """Notes SIGTERM and Ctrl-C, so that a checkpoint is written before the processes end.
 
-    While nothing is `worth_saving`, and at a second signal, it ends at once instead.
+    While nothing is `worth_saving`, and at another Ctrl-C a while later, they end at once instead. Repeated signals are
+    one: torchrun, or a batch system, may pass on what the process has got already.
     """
 
     def __init__(self, group: Group) -> None:
-        self.group, self.signal = group, 0
+        self.group, self.signal, self.noted = group, 0, 0.0
         self.worth_saving = False  # set by who takes the first step
         self._before: dict[int, Any] = {}
         self._asked: tuple[Tensor, Any] | None = None
@@ -42,12 +44,16 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.worth_saving and not self.signal:
-            self.signal = number
-        elif callable(before := self._before[number]):
+        first, now = not self.signal, time.monotonic()
+        if first:
+            self.signal, self.noted = number, now
+        hurry = number == signal.SIGINT and now - self.noted > HURRY
+        before = self._before[number]
+        if (first and self.worth_saving) or not (first or hurry) or before == signal.SIG_IGN:
+            return
+        if callable(before):
             before(number, frame)
-        else:
-            leave_by(number)
+        leave_by(number)
 
     def agree(self, save: bool, at_once: bool = False) -> tuple[int, bool]:
         """(signal or 0, whether to save), the same in all processes; called after every step.

@@ -74,7 +74,8 @@ def read_all(
         if found.size is not None and key not in _decoded:
             _look(source, range(len(source)), cache_gib, quiet, only_to_keep=True)
     kept = _decoded.get(key)
-    return kept if kept is not None and _gib(kept.images.shape) <= cache_gib else None
+    # What lies there anyway is cheap; whoever asks for no more than so much decodes anew.
+    return kept if kept is None or only_if_cheap or _gib(kept.images.shape) <= cache_gib else None
 
 
 def forget(source: Source | None = None) -> None:

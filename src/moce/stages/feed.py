@@ -4,7 +4,7 @@ Everything random about a picture in a step (crop, mirror, mask, gate noise) is 
 the picture), so a run does not depend on the number of processes or on being interrupted.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moce.config import Training
 from moce.engine.devices import moved, num_workers_of, pick_device
-from moce.engine.files import write_whole
+from moce.engine.files import told_why, write_whole
 from moce.engine.processes import group
 from moce.engine.progress import say
 from moce.engine.randomness import uniform
@@ -26,7 +26,7 @@ from moce.images.normalise import Normalisation
 from moce.images.sampler import Order
 from moce.images.sources import Source
 
-UNREADABLE = "unreadable.txt"
+UNREADABLE, MET = "unreadable.txt", "unreadable-{}.txt"  # of all; of a process, while it trains
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Feed:
     def _note(self, met: set[int]) -> None:
         self.unreadable.update(met)
         if met and self.folder is not None:
-            with open(self.folder / UNREADABLE, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(listed(self.source, met))
+            path = self.folder / MET.format(group().rank)
+            with told_why(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(f"\n{i}\t{self.source.name(i)}" for i in sorted(met)))
 
 
 def open_feed(
@@ -106,7 +107,8 @@ def open_feed(
         say(f"{text}several times", config.quiet)
     num_steps = config.steps or whole.steps_for(config.epochs)
     plan = Plan(num_steps, len(order), config.batch_size, config.warmup)
-    broken = set(checked.unreadable) | (met_before(folder) if folder is not None else set())
+    met = met_before(folder) if folder is not None else set()
+    broken = set(checked.unreadable) | {index for index in met if index < len(source)}
     return Feed(source, checked, order, plan, image_size, config, broken, folder)
 
 
@@ -118,26 +120,23 @@ def cropped_on(device: torch.device, cache_gib: float) -> torch.device | None:
     return device if cache_gib * 2**30 < free / 4 else None  # the rest is for training
 
 
-def listed(source: Source, indices: Iterable[int]) -> str:
-    """Lines of index and name."""
-    return "".join(f"{i}\t{source.name(i)}\n" for i in sorted(indices))
-
-
 def met_before(folder: Path) -> set[int]:
-    """Indices that a run folder names as unreadable; a line that a killed process did not finish is none."""
-    path = folder / UNREADABLE
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    whole = [line.partition("\t")[0] for line in lines if "\t" in line and line.endswith("\n")]
-    return {int(index) for index in whole if index.isdecimal()}
+    """Indices of what the processes of an interrupted run could not read; an index that is cut off is none."""
+    lines = [line for path in folder.glob(MET.format("*")) for line in path.read_text("utf-8").split("\n")]
+    return {
+        int(line.partition("\t")[0]) for line in lines if "\t" in line and line.partition("\t")[0].isdecimal()
+    }
 
 
 def list_unreadable(folder: Path, source: Source, indices: Collection[int], quiet: bool) -> None:
-    """Name the pictures that were skipped in the run folder, and say so."""
+    """Name the pictures that were skipped in the run folder, and say so; what its processes noted goes."""
     if not indices:
         return
-    path = folder / UNREADABLE
+    path, lines = folder / UNREADABLE, [f"{i}\t{source.name(i)}\n" for i in sorted(indices)]
     with write_whole(path) as temporary:
-        temporary.write_text(listed(source, indices), encoding="utf-8", errors="backslashreplace")
+        temporary.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    for noted in folder.glob(MET.format("*")):
+        noted.unlink()
     are = "is" if len(indices) == 1 else "are"
     say(f"{counted(len(indices), 'picture')} cannot be read and {are} left out; {path} lists which", quiet)
 

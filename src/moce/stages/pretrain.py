@@ -149,7 +149,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     require_shards_possible(config)
     if config.epochs == config.steps == 0 and config.init is None:
         raise UserError("--epochs 0 trains nothing: give --init with weights to take as they are.")
-    if config.init and Path(config.out).resolve() in (here := Path(config.init).resolve(), *here.parents):
+    here = None if config.init is None or is_foreign(config.init) else Path(config.init).resolve()
+    if here is not None and Path(config.out).resolve() in (here, *here.parents):
         raise UserError(f"--init {config.init} lies in --out {config.out}: choose another --out.")
     model = new_model(config)
     start = starting_weights(model, config.init, config.quiet) if config.init else None

@@ -24,12 +24,14 @@ def meaning_of(stage: Stage) -> dict[str, Any] | None:
     """
     if not (Path(stage.path) / RESULT).is_file() or read_run(stage.path).verb != "train-experts":
         return None
-    options = {**read_run(stage.path).config, **{name: one.path for name, one in stage.needs.items()}}
-    file = Path(options["clusters"]) / "clusters.json"
+    options, file = (
+        read_run(stage.path).config,
+        Path(stage.path) / "clusters.json",
+    )  # its copy of what it read
     if not reads_clusters(options) or not file.is_file():
         return None
     content = read_json(file)
-    return {"name": file.parent.name, **{name: content.get(name) for name in KEPT}}
+    return {"name": Path(options["clusters"]).name, **{name: content.get(name) for name in KEPT}}
 
 
 def clusters_of(plan: Plan, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from moce.config import PROTOCOL_OPTIONS, EvaluateConfig
+from moce.config import EvaluateConfig
 from moce.engine.devices import pick_device
 from moce.engine.files import sha256_of
+from moce.engine.launch import local_world_size
 from moce.engine.processes import group
 from moce.engine.progress import clock, say, track
 from moce.engine.runs import Run
@@ -29,13 +30,21 @@ from moce.transfer.learning import (
     training_options,
 )
 from moce.transfer.metrics import images_per_class, listed, per_class, score, scorer
-from moce.transfer.pictures import Joined, Pictures, labelled
+from moce.transfer.pictures import CACHE_GIB, Joined, Pictures, labelled
 from moce.transfer.probe import FOLDS, INVERSE_L2, Labelled, Outcome, fitting_seconds, knn, linear
 from moce.transfer.results import ending, heading, strategy_named
 from moce.transfer.submodels import open_submodels
 from moce.verbs import verb
 
-PROTOCOLS = tuple(PROTOCOL_OPTIONS)
+# Options that not every protocol reads.
+READ = {
+    "knn": ("k", "temperature"),
+    "linear": (),
+    "finetune": ("epochs", "batch_size", "lrs", "layer_decay"),
+    "detect": ("epochs", "batch_size", "lrs", "layer_decay", "window"),
+    "segment": ("steps", "batch_size", "lrs", "layer_decay"),
+}
+PROTOCOLS = tuple(READ)
 ALONE = ("detect", "segment")  # protocols whose tasks are of another kind than classes of whole pictures
 TRAINING = ("finetune", *ALONE)  # protocols whose trainings are runs in a folder
 FINETUNING = (
@@ -61,12 +70,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     device = pick_device(config.device)
     if config.out is not None and not set(protocols) & set(TRAINING):
         raise UserError(f"--out is for --protocol {', '.join(TRAINING)}; the result goes where --json says.")
-    unused = [f for f in dataclasses.fields(config) if f.name in config.idle()]
-    if given := [spelled(f) for f in unused if getattr(config, f.name) != f.default]:
-        say(f"--protocol {config.protocol} does not read {', '.join(given)}", config.quiet)
     require_several_possible(config, trains=bool(set(protocols) & set(TRAINING)))
+    strategy = strategy_of(config, protocols)
+    config = as_read(config, protocols, strategy, config.quiet)
     if set(protocols) & set(ALONE):
-        result = alone(protocols[0], config, device)
+        result = alone(protocols[0], strategy, config, device)
         say(table([result]), config.quiet)
         return result
     channels = group().leading(lambda: channels_of(config.model))
@@ -74,7 +82,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     if config.shots is not None:
         tasks = [few_shots(task, config.shots, config.seed) for task in tasks]
     image_size = None if config.image_size is None else pair(config.image_size)
-    strategy = strategy_of(config, protocols)
     results: list[dict[str, Any]] = []
     for task in tasks:
         if unreadable := num_unreadable(task, config.quiet):
@@ -87,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
                 encoder = encoder_for(task, protocol, strategy, image_size, config, device)
             if protocol == "finetune":
                 folder = task.name.replace("/", "-") if len(tasks) > 1 else ""
-                results.append(finetuned(task, encoder, config, device, folder))
+                results.append(finetuned(task, encoder, strategy, config, device, folder))
             else:
                 results.append(evaluate_task(task, encoder, protocol, config, device))
             say(table(results[-1:], header=len(results) == 1), config.quiet)
@@ -98,13 +105,32 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | list[dict[str, Any]]:
     return results if config.task == "all" or len(protocols) > 1 else results[0]
 
 
-def alone(protocol: str, config: EvaluateConfig, device: torch.device) -> dict[str, Any]:
+def as_read(
+    config: EvaluateConfig, protocols: list[str], strategy: str | None, quiet: bool
+) -> EvaluateConfig:
+    """The options without those that none of these protocols reads, which is said: they are the defaults then.
+
+    So a run that is continued may have others. A strategy that looks at neighbours reads what knn does.
+    """
+    readers = {*protocols, *(["knn"] if strategy == "knn" else [])}
+    read = {option for name in readers for option in READ[name]}
+    unread = {option for options in READ.values() for option in options} - read
+    known = {f.name: f for f in dataclasses.fields(config) if f.name in unread}
+    if given := [name for name, f in known.items() if getattr(config, name) != f.default]:
+        spelt = ", ".join(spelled(known[name]) for name in given)
+        say(f"--protocol {','.join(protocols)} does not read {spelt}", quiet)
+    defaults: dict[str, Any] = {name: f.default for name, f in known.items()}
+    return dataclasses.replace(config, **defaults)
+
+
+def alone(
+    protocol: str, strategy: str | None, config: EvaluateConfig, device: torch.device
+) -> dict[str, Any]:
     """The result of a protocol whose tasks are of another kind."""
     if config.shots is not None:
         raise UserError(
             f"--shots is for classes of whole pictures, not for --protocol {protocol}; leave it out."
         )
-    strategy = strategy_of(config, [protocol])
     if protocol == "detect":
         from moce.transfer.detect.protocol import detect
 
@@ -204,7 +230,12 @@ def encoder_for(
 
 
 def finetuned(
-    task: Task, encoder: Encoder, config: EvaluateConfig, device: torch.device, folder: str
+    task: Task,
+    encoder: Encoder,
+    strategy: str | None,
+    config: EvaluateConfig,
+    device: torch.device,
+    folder: str,
 ) -> dict[str, Any]:
     """The result of fine-tuning on one task, as JSON; its run lies in a `folder` of the evaluation's.
 
@@ -218,6 +249,7 @@ def finetuned(
         "task": "+".join(source.fingerprint() for source in splits),
     }
     own = dataclasses.replace(config, task=task.name, protocol="finetune")
+    own = as_read(own, ["finetune"], strategy, quiet=True)
     if config.out is None:
         options = [getattr(own, name) for name in FINETUNING]
         folder = f"{task.name.replace('/', '-')}-{sha256_of(json.dumps([inputs, options]))[:8]}"
@@ -313,7 +345,8 @@ def num_unread(pictures: Pictures) -> int:
 def num_unreadable(task: Task, quiet: bool, test: bool = True) -> int:
     """Broken pictures of all splits, of large ones among a sample; UserError when they are more than 5 % of one."""
     splits = (task.train, task.val, task.test if test else None)
-    return sum(len(survey(source, quiet).unreadable) for source in splits if source is not None)
+    room = CACHE_GIB / local_world_size()
+    return sum(len(survey(source, quiet, room).unreadable) for source in splits if source is not None)
 
 
 def probed(
