@@ -4,6 +4,7 @@ Run by both with a JSON file of evaluations, {name: options}, and the folder to 
 gave in `rank-N.json`. The last fine-tuning is stopped in its fifth step by a signal to process 1, and continued.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor
 import moce
 from moce.engine.processes import group
 from moce.errors import UserError
+from moce.images.loader import Batch
 from moce.transfer import finetune
 
 PROBES = ("knn", "knn,linear")
@@ -26,12 +28,12 @@ STOPPED_IN = 5  # the step in which process 1 gets its signal
 
 def stopped_and_continued(folder: Path, **options: Any) -> dict[str, Any]:
     """(exit code, checkpoints, result) of a fine-tuning that is interrupted."""
-    forward = finetune.Classification.forward
+    forward, steps = finetune.Classification.forward, itertools.count()
 
-    def signalled(self: finetune.Classification, step: finetune.Step) -> tuple[Tensor, dict[str, Tensor]]:
-        if group().rank == 1 and step.number == STOPPED_IN:
+    def signalled(self: finetune.Classification, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if next(steps) == STOPPED_IN and group().rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward(self, step)
+        return forward(self, batch)
 
     finetune.Classification.forward = signalled  # type: ignore[method-assign]
     code = None

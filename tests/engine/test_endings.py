@@ -19,6 +19,14 @@ def handled() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture
+def at_a_terminal() -> Iterator[None]:
+    """Where SIGINT is not ignored, as it is for a job in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_is_noted_once_there_is_something_to_save(handled: list[int]) -> None:
     with Interruption(group()) as interruption:
         interruption.worth_saving = True
@@ -35,7 +43,9 @@ def test_before_there_is_anything_to_save_it_goes_to_whoever_handled_it(handled:
     assert handled == [signal.SIGTERM] and interruption.signal  # which training sees if nobody unwinds
 
 
-def test_another_ctrl_c_a_while_later_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_ctrl_c_a_while_later_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_a_terminal: None
+) -> None:
     times = iter((100.0, 100.5, 102.0))
     monkeypatch.setattr("moce.engine.endings.time.monotonic", lambda: next(times))
     with Interruption(group()) as interruption:
@@ -55,7 +65,7 @@ def test_what_is_ignored_stays_a_wish(handled: list[int]) -> None:
         assert interruption.signal == signal.SIGTERM
 
 
-def test_ctrl_c_while_nothing_is_there_to_be_saved() -> None:
+def test_ctrl_c_while_nothing_is_there_to_be_saved(at_a_terminal: None) -> None:
     with pytest.raises(KeyboardInterrupt), Interruption(group()):
         os.kill(os.getpid(), signal.SIGINT)
 

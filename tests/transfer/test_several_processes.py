@@ -108,7 +108,8 @@ def test_probes_give_the_same_answers(one: Path, two: Path, name: str) -> None:
 def test_trainings_lose_what_one_process_loses(one: Path, two: Path, name: str) -> None:
     """All that is logged to 1e-4, weights to 1e-3: AdamW divides by small numbers.
 
-    Biases of keys move every query's scores alike, so their gradient is nothing but rounding.
+    Biases of keys move every query's scores alike, so their gradient is nothing but rounding. In the network with
+    batch norms, whose weights are random, some gradients are hardly more; a step of AdamW is 1e-3 whatever they are.
     """
     folders = [""] if name != "chosen" else ["", "lr-0.0001", "lr-0.001"]
     for folder in folders:
@@ -123,7 +124,8 @@ def test_trainings_lose_what_one_process_loses(one: Path, two: Path, name: str) 
         if part.endswith("attn.qkv.bias"):
             keys = slice(len(found) // 3, 2 * len(found) // 3)
             found[keys] = model[part][keys]
-        np.testing.assert_allclose(model[part], found, atol=1e-3, err_msg=part)
+        tolerance = 5e-3 if name == "norms" else 1e-3
+        np.testing.assert_allclose(model[part], found, atol=tolerance, err_msg=part)
 
 
 @pytest.mark.parametrize("name", ["finetune", "chosen", "norms"])

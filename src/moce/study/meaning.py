@@ -39,7 +39,8 @@ def clusters_of(plan: Plan, results: Iterable[dict[str, Any]]) -> list[dict[str,
     arms = {arm.name: arm for arm in plan.arms}
     found = []
     for result in results:
-        stage = arms[result["method"]].models.get(result["seed"])
+        arm = arms.get(result["method"])
+        stage = None if arm is None else arm.models.get(result["seed"])
         found.append(result["study"].get("clusters") or (meaning_of(stage) if stage else None))
     return list({tuple(own.values()): own for own in found if own is not None}.values())
 
