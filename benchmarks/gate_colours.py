@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import write_json
 from moce.engine.runs import read_run, source_commit
 from moce.errors import UserError, run_script
 from moce.images.sources import open_images
+from moce.methods import experts_method
 from moce.model.experts import ExpertAutoencoder
 from moce.model.weights import load_model
 from moce.stages.membership import read_clusters

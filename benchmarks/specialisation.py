@@ -23,7 +23,6 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from moce.config import experts_method
 from moce.engine.devices import pick_device
 from moce.engine.files import sha256_of, write_json
 from moce.engine.runs import read_run, source_commit
@@ -31,6 +30,7 @@ from moce.errors import UserError, run_script
 from moce.images.augment import finish
 from moce.images.loader import centred_batches
 from moce.images.sources import open_images
+from moce.methods import experts_method
 from moce.model.autoencoder import MaskedAutoencoder, rows_of
 from moce.model.dispatch import Choice
 from moce.model.experts import ClusterGate, ExpertAutoencoder

@@ -9,8 +9,9 @@ import pytest
 
 import moce
 from moce.__main__ import parse, verb_parser
-from moce.config import CONFIGS, EvaluateConfig, ExpertsConfig, PretrainConfig, experts_method
+from moce.config import CONFIGS, EvaluateConfig, ExpertsConfig, PretrainConfig
 from moce.errors import UserError
+from moce.methods import experts_method
 from moce.options import changed_method_options
 from moce.presets import PRESETS
 from moce.verbs import resolve

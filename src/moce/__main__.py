@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from moce import VERBS, __version__, config, presets
 from moce.engine import launch
 from moce.errors import ProcessLost, UserError, did_you_mean, require_there
-from moce.options import Size, kind_of, spelled
+from moce.options import SOURCES, Size, kind_of, spelled
 from moce.verbs import resolve
 
 LATER = ("export", "explore")
@@ -86,7 +86,7 @@ def explanation(config_class: type) -> str:
     known = [field.name for field in dataclasses.fields(config_class)]
     inherited = " or the dense run's" if config_class in (config.ClusterConfig, config.ExpertsConfig) else ""
     by_preset = f" (where --preset{inherited} is another recipe, that one's)" if "preset" in known else ""
-    return f"In square brackets: what is taken where an option is not given{by_preset}. {config.SOURCES}."
+    return f"In square brackets: what is taken where an option is not given{by_preset}. {SOURCES}."
 
 
 def overview() -> str:

@@ -5,21 +5,15 @@ One frozen dataclass per verb. The command line, the Python functions, `config.j
 one place. What a field may be and what its role means is said in options.py.
 
 The defaults are the preset that is taken where none is named; presets.py says what the others set. Help texts that
-end in (C), (L), (R), (M) or (ours) say where a value comes from, as SOURCES explains.
+end in (C), (L), (R), (M) or (ours) say where a value comes from (SOURCES in options.py).
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from moce.options import given, method, output, speed
 from moce.presets import DEFAULT
-
-SOURCES = (
-    "Sources: (C) read in a source, (L) inferred from sources, (R) recalled but unverified, (M) measured by us, (ours) "
-    "our own idea; nothing: our choice"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,18 +264,6 @@ class ExpertsConfig(Training):
             "sdr": no_gate,
             "none": no_experts if self.only_mlps else ("layers", *no_experts),
         }[self.gate]
-
-
-def experts_method(options: Mapping[str, Any]) -> str:
-    """What the method of a run of train-experts is called, by its options."""
-    gate = options["gate"]
-    mlps = ", MLPs alone" if options.get("only_mlps") else ""
-    if options.get("only_clusters"):
-        return f"data selection{mlps}"
-    names = {"cluster": "MoCE", "token": "TokenMoE", "none": f"MAE*{mlps}", "sdr": "SDR"}
-    name = "random clusters" if options.get("shuffle_clusters") else names[gate]
-    shared = options.get("shared_gradient") and gate in ("cluster", "token")
-    return f"{name}, shared gradient" if shared else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,12 @@ from typing import Any, Literal
 
 from moce.errors import UserError, did_you_mean
 
+SOURCES = (
+    "Sources: (C) read in a source, (L) inferred from sources, (R) recalled but unverified, (M) measured by us, (ours) "
+    "our own idea; nothing: our choice"
+)
+"""What letters at the end of a help text mean."""
+
 Size = int | tuple[int, int]
 """The side of a square, or (height, width), in pixels; 96x64 on the command line."""
 

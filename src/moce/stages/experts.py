@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moce.config import ExpertsConfig, Training, experts_method
+from moce.config import ExpertsConfig, Training
 from moce.engine.devices import moved, num_workers_of, pick_device
 from moce.engine.files import write_whole
 from moce.engine.processes import group
@@ -35,6 +35,7 @@ from moce.errors import UserError
 from moce.images.loader import Batch, survey
 from moce.images.normalise import IMAGENET, Normalisation
 from moce.images.sources import open_images, require_apart
+from moce.methods import experts_method
 from moce.model.autoencoder import MaskedAutoencoder
 from moce.model.dispatch import ExpertMLPs
 from moce.model.experts import (

@@ -4,6 +4,7 @@ Everything random about a picture in a step (crop, mirror, mask, gate noise) is 
 the picture), so a run does not depend on the number of processes or on being interrupted.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,10 +123,8 @@ def cropped_on(device: torch.device, cache_gib: float) -> torch.device | None:
 
 def met_before(folder: Path) -> set[int]:
     """Indices of what the processes of an interrupted run could not read; an index that is cut off is none."""
-    lines = [line for path in folder.glob(MET.format("*")) for line in path.read_text("utf-8").split("\n")]
-    return {
-        int(line.partition("\t")[0]) for line in lines if "\t" in line and line.partition("\t")[0].isdecimal()
-    }
+    texts = [path.read_text("utf-8", errors="replace") for path in folder.glob(MET.format("*"))]
+    return {int(index) for text in texts for index in re.findall(r"^(\d+)\t", text, re.MULTILINE)}
 
 
 def list_unreadable(folder: Path, source: Source, indices: Collection[int], quiet: bool) -> None:

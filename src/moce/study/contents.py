@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from moce.config import experts_method
 from moce.engine.files import read_json, sha256_of
 from moce.engine.runs import CONFIG, RESULT, RunInfo
 from moce.errors import UserError
+from moce.methods import experts_method
 from moce.model.weights import read_header, read_tensors
 from moce.stages.membership import CLUSTERS_FILE
 from moce.stages.nearest import SHEET

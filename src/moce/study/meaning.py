@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from moce.engine.files import read_json
-from moce.engine.runs import RESULT, read_run
-from moce.study.lineage import reads_clusters
+from moce.engine.runs import read_run
+from moce.study.lineage import is_finished, reads_clusters
 from moce.study.plan import Plan, Stage
 
 LEAST = 0.10  # that the NMI with the classes has to be above that of clusters of raw 8 x 8 pixels
+CLUSTERS = "clusters.json"
 KEPT = ("num_clusters", "nmi", "nmi_raw")
 
 
@@ -22,26 +23,25 @@ def meaning_of(stage: Stage) -> dict[str, Any] | None:
 
     nmi and nmi_raw are None of pictures without labels.
     """
-    if not (Path(stage.path) / RESULT).is_file() or read_run(stage.path).verb != "train-experts":
+    if not is_finished(stage) or (run := read_run(stage.path)).verb != "train-experts":
         return None
-    options, file = (
-        read_run(stage.path).config,
-        Path(stage.path) / "clusters.json",
-    )  # its copy of what it read
-    if not reads_clusters(options) or not file.is_file():
+    file = run.path / CLUSTERS  # the run's copy of what it read
+    if not reads_clusters(run.config) or not file.is_file():
         return None
     content = read_json(file)
-    return {"name": Path(options["clusters"]).name, **{name: content.get(name) for name in KEPT}}
+    return {"name": Path(run.config["clusters"]).name, **{name: content.get(name) for name in KEPT}}
 
 
 def clusters_of(plan: Plan, results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The clusters that a study's runs read, once each: as its cells have them, or of the runs that lie here."""
     arms = {arm.name: arm for arm in plan.arms}
-    found = []
+    found, older = [], dict[str, Stage]()
     for result in results:
-        arm = arms.get(result["method"])
-        stage = None if arm is None else arm.models.get(result["seed"])
-        found.append(result["study"].get("clusters") or (meaning_of(stage) if stage else None))
+        if "clusters" in result["study"]:
+            found.append(result["study"]["clusters"])
+        elif (arm := arms.get(result["method"])) and (stage := arm.models.get(result["seed"])):
+            older[stage.path] = stage  # its cells are of an older version
+    found += map(meaning_of, older.values())
     return list({tuple(own.values()): own for own in found if own is not None}.values())
 
 
