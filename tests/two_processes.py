@@ -33,6 +33,7 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 CLUSTERS: dict[str, Any] = {
     "images": TOY, "num_workers": 0, "device": "cpu", "quiet": True, "hash_content": True,
+    "whiten": 0.5,
 }  # fmt: skip
 EXPERTS: dict[str, dict[str, Any]] = {
     "moce": {"gate": "cluster", "top_k": 2},

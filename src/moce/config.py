@@ -147,6 +147,13 @@ class ClusterConfig(Pictures, Distributed):
     rounding: Literal["capacity", "argmax"] = method(
         "capacity", "hard labels: n/m a cluster, rounded up or down, or the plain argmax of the plan (L)"
     )
+    whiten: float = method(
+        0.0,
+        "scale the features' principal axes by their deviation to the power of minus this: 0 leaves them, 1 makes them "
+        "alike (ours)",
+        at_least=0,
+        at_most=1,
+    )
     eps: float = method(0.05, "entropy of the plan, on cosine scores (L: SwAV)", above=0)
     rounds: int = method(
         15,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from moce.errors import UserError
 from moce.images.augment import IMAGENET_MEAN, IMAGENET_STD
-from moce.model.assigner import TENSORS, Assigner, adjusted_scores, cosines, embed, quantiles
+from moce.model.assigner import SCALING, TENSORS, Assigner, adjusted_scores, cosines, embed, quantiles
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import fingerprint, save_model, write_tensors
 
@@ -124,6 +124,30 @@ def test_a_file_gives_everything_back(assigner: Assigner, saved: Path) -> None:
     images = pictures(40)
     assert torch.equal(loaded.features(images), assigner.features(images))
     assert torch.equal(loaded.assign(loaded.features(images)), assigner.assign(assigner.features(images)))
+
+
+def test_a_file_gives_the_scaling_back_and_what_was_assigned_with_it(
+    assigner: Assigner, tmp_path: Path
+) -> None:
+    half = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(2))
+    scaled = dataclasses.replace(assigner, scaling=half + half.T)
+    scaled.save(tmp_path / "scaled.safetensors")
+    loaded = Assigner.load(tmp_path / "scaled.safetensors")
+    assert loaded.scaling is not None
+    assert torch.equal(loaded.scaling, half + half.T)
+    features = torch.randn(40, WIDTH)
+    assert torch.equal(loaded.assign(features), scaled.assign(features))
+    assert not torch.equal(loaded.assign(features), assigner.assign(features))
+
+
+def test_a_scaling_of_another_width_is_refused(assigner: Assigner, tmp_path: Path) -> None:
+    path = tmp_path / "broken.safetensors"
+    assigner.save(path)
+    tensors = {**load_file(path), SCALING: torch.eye(WIDTH - 1)}
+    with safe_open(path, "pt") as file:
+        write_tensors(path, tensors, json.loads(file.metadata()["moce"]))
+    with pytest.raises(UserError, match=rf"{SCALING} has shape \({WIDTH - 1}, {WIDTH - 1}\), not"):
+        Assigner.load(path)
 
 
 def test_the_file_holds_the_encoder_by_timms_names_and_no_decoder(assigner: Assigner, saved: Path) -> None:

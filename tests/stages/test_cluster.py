@@ -21,7 +21,7 @@ from moce.model.assigner import Assigner
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import fingerprint, read_tensors, save_model
 from moce.stages import features as features_module
-from moce.stages.features import embed_in_place, raw_pixels, room_for
+from moce.stages.features import embed_in_place, raw_pixels, room_for, scaling_of
 from moce.stages.thumbs import choose_members, sheet
 
 SHAPE = AutoencoderShape("test_vit", (32, 32), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
@@ -299,9 +299,51 @@ def test_large_features_lie_in_a_file_that_leaves_nothing_behind(
 
 def test_embedding_in_place_by_hand() -> None:
     features = torch.tensor([[1.0, 1.0], [5.0, 1.0], [3.0, 4.0]])
-    assert embed_in_place(features, rows=2).tolist() == [3.0, 2.0]
+    assert embed_in_place(features, rows=2).mean.tolist() == [3.0, 2.0]
     expected = torch.tensor([[-2, -1], [2, -1], [0, 2]]) / torch.tensor([[5**0.5], [5**0.5], [2]])
     assert torch.allclose(features, expected)
+
+
+def spread(count: int = 4000) -> torch.Tensor:
+    """Features whose principal axes, turned at random, have deviations 8, 2 and 0.5, far from zero."""
+    generator = torch.Generator().manual_seed(3)
+    axes = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
+    lengths = torch.tensor([8.0, 2.0, 0.5], dtype=torch.float64)
+    return ((torch.randn(count, 3, generator=generator).double() * lengths) @ axes.T + 100).float()
+
+
+@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
+def test_whitening_leaves_every_principal_axis_a_power_of_its_deviation(whiten: float) -> None:
+    features = spread()
+    mean, scaling = embed_in_place(features.clone(), whiten=whiten)
+    centred = (features - mean).double()
+    scaled = centred if scaling is None else centred @ scaling.double()
+    deviations = torch.linalg.eigvalsh(scaled.T @ scaled / len(scaled)).sqrt().flip(0)
+    expected = torch.tensor([8.0, 2.0, 0.5], dtype=torch.float64) ** (1 - whiten) * 8**whiten
+    assert torch.allclose(deviations, expected, rtol=0.05)
+
+
+def test_no_whitening_takes_features_as_they_are() -> None:
+    assert embed_in_place(spread(), whiten=0.0).scaling is None
+
+
+def test_whitening_does_not_blow_noise_up() -> None:
+    flat = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))
+    assert torch.allclose(scaling_of(flat, 1.0).diag(), torch.tensor([1.0, 2.0, 1000.0], dtype=torch.float64))
+    assert torch.equal(
+        scaling_of(torch.zeros(2, 2, dtype=torch.float64), 1.0), torch.eye(2, dtype=torch.float64)
+    )
+
+
+def test_whitened_clusters_assign_their_own_pictures_alike(dense: Path, tmp_path: Path) -> None:
+    plain = cluster(dense, tmp_path / "plain", rounding="argmax")
+    result = cluster(dense, tmp_path / "out", rounding="argmax", whiten=0.5)
+    labels = torch.from_numpy(np.load(tmp_path / "out" / "labels.npy"))
+    assigner = Assigner.load(tmp_path / "out" / "clusters.safetensors")
+    indices, features = embedded_again(assigner, TOY)
+    assert torch.equal(assigner.assign(features), labels[indices])
+    assert result["nmi_raw"] == plain["nmi_raw"]  # raw pixels stay as they are
+    assert not np.array_equal(labels, np.load(tmp_path / "plain" / "labels.npy"))
 
 
 def test_raw_pixels_are_means_of_fields() -> None:

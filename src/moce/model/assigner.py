@@ -1,10 +1,10 @@
 """The assigner: which cluster a picture belongs to. One function for training pictures, tasks and routing.
 
-    z = (f - mean) / |f - mean|,    cluster = argmax_k (z . c_k / eps + v_k)
+    z = W (f - mean) / |W (f - mean)|,    cluster = argmax_k (z . c_k / eps + v_k)
 
-f is the frozen dense model's feature of the picture, c_k the centroids and v_k the column potentials of the balanced
-plan (stages/balance.py). With n pictures of training this is the argmax of the plan's rows, since a row's own
-potential does not change its argmax.
+f is the frozen dense model's feature of the picture, W scales its principal axes (or is nothing, by default), c_k are
+the centroids and v_k the column potentials of the balanced plan (stages/balance.py). With n pictures of training this
+is the argmax of the plan's rows, since a row's own potential does not change its argmax.
 
 Embedding and scores are computed in float64 on the CPU, whatever the encoder runs on: they are a few products of small
 matrices, and so a label depends neither on the batch nor on the device, given the feature.
@@ -37,15 +37,20 @@ from moce.model.weights import (
 
 KIND = "assigner"
 TENSORS = ("centroids", "potentials", "mean", "cosine_quantiles", "sizes")
+SCALING = "scaling"  # only in files of clusters of scaled features
 ENCODER = "encoder."
 NUM_QUANTILES = 1001
 
 
 def embed(
-    features: Float[Tensor, "images width"], mean: Float[Tensor, "width"]
+    features: Float[Tensor, "images width"],
+    mean: Float[Tensor, "width"],
+    scaling: Float[Tensor, "width width"] | None = None,
 ) -> Float32[Tensor, "images width"]:
-    """Centred features of length 1; a feature that equals the mean stays zero."""
+    """Centred features, multiplied by the symmetric `scaling` if any, of length 1; one that equals the mean stays 0."""
     centred = features.cpu().double() - mean.double()
+    if scaling is not None:
+        centred = centred @ scaling.double()
     return (centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)).float()
 
 
@@ -94,6 +99,8 @@ class Assigner:
     # 1001 quantiles (0 to 1) of the training pictures' cosine to the centroid that `assign` gives them
     cosine_quantiles: Float32[Tensor, "quantiles"]
     sizes: Int64[Tensor, "clusters"]  # training pictures per cluster, by their hard labels
+    # W of `moce cluster --whiten`, symmetric; None: features as they are
+    scaling: Float32[Tensor, "width width"] | None = None
 
     def __post_init__(self) -> None:
         self.encoder.eval().requires_grad_(False)
@@ -117,8 +124,8 @@ class Assigner:
         return encoder_features(self.encoder, images, self.pixel_mean, self.pixel_std)
 
     def embed(self, features: Float[Tensor, "images width"]) -> Float32[Tensor, "images width"]:
-        """Features centred by the mean of the training pictures, of length 1, on the CPU."""
-        return embed(features, self.mean)
+        """Features centred by the mean of the training pictures, scaled, of length 1, on the CPU."""
+        return embed(features, self.mean, self.scaling)
 
     def scores(self, embedded: Float[Tensor, "images width"]) -> Float64[Tensor, "images clusters"]:
         """z . c_k / eps + v_k of embedded features, on the CPU."""
@@ -147,6 +154,8 @@ class Assigner:
             "encoder": self.encoder_fingerprint,
         }
         tensors = {name: getattr(self, name) for name in TENSORS}
+        if self.scaling is not None:
+            tensors[SCALING] = self.scaling
         tensors |= {ENCODER + name: tensor for name, tensor in self.encoder.encoder.state_dict().items()}
         write_tensors(path, tensors, header)
 
@@ -174,7 +183,7 @@ class Assigner:
                 pixel_std=tuple(header["pixel_std"]),
                 images_fingerprint=header["images"],
                 encoder_fingerprint=header["encoder"],
-                **_checked({name: content[name] for name in TENSORS}, encoder.encoder.embed_dim, path),
+                **_checked(content, encoder.encoder.embed_dim, path),
             )
         except (KeyError, TypeError) as error:
             raise UserError(
@@ -183,7 +192,7 @@ class Assigner:
 
 
 def _checked(tensors: dict[str, Tensor], width: int, path: str | Path) -> dict[str, Any]:
-    """The tensors, when their shapes belong together."""
+    """The assigner's tensors, when their shapes belong together; KeyError for one that is not there."""
     clusters = tensors["centroids"].shape[0]
     wanted = {
         "centroids": (clusters, width),
@@ -192,10 +201,12 @@ def _checked(tensors: dict[str, Tensor], width: int, path: str | Path) -> dict[s
         "cosine_quantiles": (NUM_QUANTILES,),
         "sizes": (clusters,),
     }
+    if SCALING in tensors:
+        wanted[SCALING] = (width, width)
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
             raise UserError(f"{path} is broken: {name} has shape {tuple(tensors[name].shape)}, not {shape}.")
-    return tensors
+    return {name: tensors[name] for name in wanted}
 
 
 def _without_decoder(model: MaskedAutoencoder) -> MaskedAutoencoder:

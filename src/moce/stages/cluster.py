@@ -1,6 +1,6 @@
 """Stage 1: balanced clusters of a dense model's features, kept as an assigner.
 
-    pictures -> features of the frozen dense model -> centred, length 1 -> k-means -> balanced plan -> one label each
+    pictures -> features of the frozen dense model -> centred, scaled, length 1 -> k-means -> balanced plan -> labels
 
 The pass over the pictures is in features.py, the solvers in balance.py and rounding.py; this file runs them and writes
 what they found. Where the pictures have classes it also clusters raw 8 x 8 pixels in the same way: clusters of features
@@ -117,7 +117,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
         seconds = {"features": time.monotonic() - started}
 
         with track(config.kmeans_iterations + config.rounds, "clusters", "rounds", config.quiet) as progress:
-            mean = embed_in_place(looked.features, processes=group())
+            embedding = embed_in_place(looked.features, processes=group(), whiten=config.whiten)
             found = find_clusters(looked.features, config, device, progress.advance)
         seconds["clusters"] = time.monotonic() - started - seconds["features"]
         fit = fit_of_all(looked.features, found.centroids, found.argmax_labels)
@@ -125,7 +125,8 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
             encoder=model,
             centroids=found.centroids,
             potentials=found.potentials,
-            mean=mean,
+            mean=embedding.mean,
+            scaling=embedding.scaling,
             eps=config.eps,
             crop_pct=CROP_PCT,
             pixel_mean=pixels[0],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +26,7 @@ from moce.model.autoencoder import MaskedAutoencoder
 CROP_PCT = 1.0
 RAW_SIDE = 8  # pixels
 ON_DISK_FROM = 2**30  # bytes
+SHORTEST_AXIS = 1e-3  # of the longest principal axis
 
 
 class Features(NamedTuple):
@@ -85,14 +86,47 @@ def look_at_all(
     return Features(indices_of_all, features[:done], None if raw is None else raw[:done])
 
 
+class Embedding(NamedTuple):
+    """What `assigner.embed` takes beside the features."""
+
+    mean: Float[Tensor, "width"]
+    scaling: Float[Tensor, "width width"] | None
+
+
 def embed_in_place(
-    features: Float[Tensor, "images width"], rows: int = 8192, processes: Group = ALONE
-) -> Float[Tensor, "width"]:
-    """Subtract the mean of all pictures, of all processes, and scale each to length 1; returns the mean."""
+    features: Float[Tensor, "images width"], rows: int = 8192, processes: Group = ALONE, whiten: float = 0.0
+) -> Embedding:
+    """Subtract the mean of all pictures, of all processes, scale principal axes, and each picture to length 1.
+
+    An axis of deviation d is scaled by d to the power of -`whiten`: not at all for 0, to a deviation of 1 for 1.
+    Returns what it was done with.
+    """
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     for chunk in features.split(rows):
         total += chunk.sum(dim=0, dtype=torch.float64)
-    mean = (processes.sum(total) / processes.span(len(features))[1]).float()
+    images = processes.span(len(features))[1]
+    mean = (processes.sum(total) / images).float()
+    scaling = None
+    if whiten:
+        products = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+        for chunk in features.split(rows):
+            centred = chunk.double() - mean.double()
+            products += centred.T @ centred
+        scaling = scaling_of(processes.sum(products) / images, whiten).float()
     for chunk in features.split(rows):
-        chunk.copy_(embed(chunk, mean))
-    return mean
+        chunk.copy_(embed(chunk, mean, scaling))
+    return Embedding(mean, scaling)
+
+
+def scaling_of(covariance: Float64[Tensor, "width width"], whiten: float) -> Float64[Tensor, "width width"]:
+    """The symmetric matrix that scales every principal axis by its deviation to the power of -`whiten`.
+
+    The largest axis keeps its length. Axes of less than a thousandth of its deviation count as that long, so that
+    noise is not blown up. Symmetric, it does not depend on the signs of the eigenvectors.
+    """
+    variances, axes = torch.linalg.eigh(covariance)
+    longest = variances.max()
+    if longest <= 0:
+        return torch.eye(len(covariance), dtype=torch.float64)
+    relative = (variances / longest).clamp_min(SHORTEST_AXIS**2).sqrt()
+    return (axes * relative**-whiten) @ axes.T

@@ -65,7 +65,7 @@ class Base:
         return getattr(self.cluster if option in CLUSTER_OPTIONS else self.experts, option)
 
 
-CLUSTER_OPTIONS = ("num_clusters", "rounding", "eps", "rounds", "kmeans_iterations", "tolerance")
+CLUSTER_OPTIONS = ("num_clusters", "rounding", "whiten", "eps", "rounds", "kmeans_iterations", "tolerance")
 
 
 def values(option: str, wanted: Iterable[Any]) -> Callable[[Base], list[dict[str, Any]]]:
@@ -117,6 +117,10 @@ BUILT_IN: dict[str, tuple[str, Callable[[Base], list[dict[str, Any]]]]] = {
     "gate start": ("how the gates start", values("gate_start", ("random", "super-centroids"))),
     "gate noise": ("deviation of the noise on the gates", values("gate_noise", (0.0,))),
     "rounding": ("from the balanced plan to one cluster per picture", values("rounding", ("argmax",))),
+    "whitening": (
+        "how far the features' principal axes are made alike before clustering",
+        values("whiten", (0.5,)),
+    ),
     STRATEGY: (
         "how a task's sub-model is chosen",
         values(STRATEGY, ("per-layer", "average", "nearest", "knn", "random", "oracle")),
