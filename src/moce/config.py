@@ -369,6 +369,13 @@ class EvaluateConfig(Distributed):
         "knn: temperatures that validation chooses from; of seven small tasks none chose 0.002 (M)",
         above=0,
     )
+    whiten: tuple[float, ...] = method(
+        (0.0,),
+        "knn: powers that validation chooses from; the features' principal axes are scaled by their deviation to minus "
+        "that: 0 leaves features as they are, 1 makes axes alike (ours)",
+        at_least=0,
+        at_most=1,
+    )
     num_workers: int = speed(
         -1, "processes that decode pictures; -1: as many as there are spare cores, at most 8", at_least=-1
     )

@@ -21,7 +21,7 @@ from moce.model.assigner import Assigner
 from moce.model.autoencoder import AutoencoderShape, MaskedAutoencoder
 from moce.model.weights import fingerprint, read_tensors, save_model
 from moce.stages import features as features_module
-from moce.stages.features import embed_in_place, raw_pixels, room_for, scaling_of
+from moce.stages.features import embed_in_place, raw_pixels, room_for
 from moce.stages.thumbs import choose_members, sheet
 
 SHAPE = AutoencoderShape("test_vit", (32, 32), (8, 8), decoder_depth=1, decoder_width=32, decoder_heads=2)
@@ -325,14 +325,6 @@ def test_whitening_leaves_every_principal_axis_a_power_of_its_deviation(whiten: 
 
 def test_no_whitening_takes_features_as_they_are() -> None:
     assert embed_in_place(spread(), whiten=0.0).scaling is None
-
-
-def test_whitening_does_not_blow_noise_up() -> None:
-    flat = torch.diag(torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64))
-    assert torch.allclose(scaling_of(flat, 1.0).diag(), torch.tensor([1.0, 2.0, 1000.0], dtype=torch.float64))
-    assert torch.equal(
-        scaling_of(torch.zeros(2, 2, dtype=torch.float64), 1.0), torch.eye(2, dtype=torch.float64)
-    )
 
 
 def test_whitened_clusters_assign_their_own_pictures_alike(dense: Path, tmp_path: Path) -> None:

@@ -84,13 +84,41 @@ def test_knn_predicts_what_scikit_learn_predicts(k: int, temperature: float) -> 
 def test_knn_chooses_on_validation_and_says_so() -> None:
     outcome = knn(TRAIN, VAL, TEST, 7, SCORE, [1, 5, 20, 10_000], [0.05, 0.5])
     settings = outcome.settings
-    assert settings["grid"] == {"k": [1, 5, 20, 280], "temperature": [0.05, 0.5]}  # k is cut to the bank
+    assert settings["grid"] == {
+        "whiten": [0.0],
+        "k": [1, 5, 20, 280],
+        "temperature": [0.05, 0.5],
+    }  # k is cut to the bank
     scores = {}
     for k in settings["grid"]["k"]:
         for temperature in settings["grid"]["temperature"]:
             alone = knn(TRAIN, VAL, VAL, 7, SCORE, [k], [temperature])
             scores[k, temperature] = alone.settings["val_score"]
     assert settings["val_score"] == max(scores.values()) == scores[settings["k"], settings["temperature"]]
+
+
+def test_whitened_knn_predicts_what_scikit_learn_predicts() -> None:
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+
+    near = KNeighborsClassifier(10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    theirs = make_pipeline(PCA(23, whiten=True), near)  # the last axis is below a thousandth of the first
+    theirs.fit(
+        torch.cat([TRAIN.features, VAL.features]).double().numpy(),
+        torch.cat([TRAIN.labels, VAL.labels]).numpy(),
+    )
+    ours = knn(TRAIN, VAL, TEST, 7, SCORE, [10], [0.07], [1.0])
+    assert differing(ours.predictions, theirs.predict(TEST.features.double().numpy())) <= 1
+    plain = knn(TRAIN, VAL, TEST, 7, SCORE, [10], [0.07])
+    assert differing(ours.predictions, plain.predictions.numpy()) > 1
+
+
+def test_knn_chooses_the_whitening_on_validation() -> None:
+    alone = {w: knn(TRAIN, VAL, TEST, 7, SCORE, [5], [0.05], [w]).settings["val_score"] for w in (0, 0.5, 1)}
+    settings = knn(TRAIN, VAL, TEST, 7, SCORE, [5], [0.05], list(alone)).settings
+    assert settings["val_score"] == max(alone.values()) == alone[settings["whiten"]]
+    assert settings["grid"]["whiten"] == [0, 0.5, 1]
 
 
 def test_labels_of_test_images_are_never_looked_at() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,11 +22,11 @@ from moce.images.loader import centred_batches
 from moce.images.sources import Source
 from moce.model.assigner import embed, encoder_features
 from moce.model.autoencoder import MaskedAutoencoder
+from moce.model.whitening import scaling_of
 
 CROP_PCT = 1.0
 RAW_SIDE = 8  # pixels
 ON_DISK_FROM = 2**30  # bytes
-SHORTEST_AXIS = 1e-3  # of the longest principal axis
 
 
 class Features(NamedTuple):
@@ -116,17 +116,3 @@ def embed_in_place(
     for chunk in features.split(rows):
         chunk.copy_(embed(chunk, mean, scaling))
     return Embedding(mean, scaling)
-
-
-def scaling_of(covariance: Float64[Tensor, "width width"], whiten: float) -> Float64[Tensor, "width width"]:
-    """The symmetric matrix that scales every principal axis by its deviation to the power of -`whiten`.
-
-    The largest axis keeps its length. Axes of less than a thousandth of its deviation count as that long, so that
-    noise is not blown up. Symmetric, it does not depend on the signs of the eigenvectors.
-    """
-    variances, axes = torch.linalg.eigh(covariance)
-    longest = variances.max()
-    if longest <= 0:
-        return torch.eye(len(covariance), dtype=torch.float64)
-    relative = (variances / longest).clamp_min(SHORTEST_AXIS**2).sqrt()
-    return (axes * relative**-whiten) @ axes.T

@@ -38,7 +38,7 @@ from moce.verbs import verb
 
 # Options that not every protocol reads.
 READ = {
-    "knn": ("k", "temperature"),
+    "knn": ("k", "temperature", "whiten"),
     "linear": (),
     "finetune": ("epochs", "batch_size", "lrs", "layer_decay"),
     "detect": ("epochs", "batch_size", "lrs", "layer_decay", "window"),
@@ -355,7 +355,8 @@ def probed(
     """A probe on frozen features; without validation pictures it chooses among its shots."""
     chosen_by, held_out = scorer(task.metric, task.num_classes), None if task.shots is not None else val
     if protocol == "knn":
-        return knn(train, held_out, test, task.num_classes, chosen_by, config.k, config.temperature)
+        grid = config.k, config.temperature, config.whiten
+        return knn(train, held_out, test, task.num_classes, chosen_by, *grid)
     num_fits = len(INVERSE_L2) * min(task.shots or 1, FOLDS) + 2
     say_cost_of_fits(task, train, num_fits, config.quiet)
     with track(num_fits, f"linear probe on {task.name}", "fits", config.quiet) as bar:

@@ -5,7 +5,9 @@ no val: the choice is made by leaving out one image of each class in turn (of mo
 one image of a class there is none: k is the smallest of the grid and C is 1, as in scikit-learn.
 
 Nearest neighbours: each of the k most similar training images (cosine s) votes for its class with weight exp(s / T).
-Where images show several classes the score of a class is the weighted share of the neighbours that show it.
+With `--whiten` w the principal axes of the features are first scaled by their deviation to the power of -w (0: features
+as they are), measured on the training images. Where images show several classes the score of a class is the weighted
+share of the neighbours that show it.
 Logistic regression: minimise over (W, b)
 
     1/n sum_i CE(W x_i + b, y_i)  +  1/(2 C n) |W|^2
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
+from moce.model.whitening import whitened
 from moce.transfer.metrics import Score
 
 INVERSE_L2 = tuple(10 ** (half / 2) for half in range(-8, 5))  # 1e-4 ... 100, two a decade
@@ -129,29 +132,38 @@ def knn(
     score: Score,
     ks: Sequence[int],
     temperatures: Sequence[float],
+    whitens: Sequence[float] = (0.0,),
 ) -> Outcome:
-    """Weighted nearest neighbours: k and T chosen on val, train + val as the bank for test. Without val: `folds`."""
+    """Weighted nearest neighbours: whitening, k and T chosen on val, train + val as the bank for test.
+
+    Without val: `folds`.
+    """
     pairs, bank = folds(train, val), joined(train, val)
     fewest = min((len(fit.labels) for fit, _ in pairs), default=len(bank.labels))
     ks = sorted({min(k, fewest) for k in ks})
-    near = [neighbours(fit.features, held.features, ks[-1]) for fit, held in pairs]
 
-    def tried(k: int, t: float) -> float:
-        found = [
-            vote(cosines[:, :k], fit.labels[indices[:, :k]], num_classes, t)
-            for (cosines, indices), (fit, _) in zip(near, pairs, strict=True)
-        ]
-        return mean_score(score, found, pairs)
+    def tried(whiten: float) -> list[tuple[float, float, int, float]]:
+        near = [neighbours(*whitened(fit.features, held.features, whiten), ks[-1]) for fit, held in pairs]
 
-    best, k, temperature = None, ks[0], temperatures[0]
-    if pairs:  # the first of equals: fewest neighbours
-        rows = [(tried(k, t), k, t) for k in ks for t in temperatures]
-        best, k, temperature = max(rows, key=lambda row: row[0])
-    similarities, indices = neighbours(bank.features, test.features, k)
+        def worth(k: int, t: float) -> float:
+            found = [
+                vote(cosines[:, :k], fit.labels[indices[:, :k]], num_classes, t)
+                for (cosines, indices), (fit, _) in zip(near, pairs, strict=True)
+            ]
+            return mean_score(score, found, pairs)
+
+        return [(worth(k, t), whiten, k, t) for k in ks for t in temperatures]
+
+    best, whiten, k, temperature = None, whitens[0], ks[0], temperatures[0]
+    if pairs:  # the first of equals: the first whitening, fewest neighbours
+        rows = [row for w in whitens for row in tried(w)]
+        best, whiten, k, temperature = max(rows, key=lambda row: row[0])
+    similarities, indices = neighbours(*whitened(bank.features, test.features, whiten), k)
     settings = {
+        "whiten": whiten,
         "k": k,
         "temperature": temperature,
-        "grid": {"k": ks, "temperature": list(temperatures)},
+        "grid": {"whiten": list(whitens), "k": ks, "temperature": list(temperatures)},
         "val_score": best,
     }
     predictions = vote(similarities, bank.labels[indices], num_classes, temperature)
