@@ -256,6 +256,23 @@ def test_a_rate_that_diverges_is_passed_over_or_reported() -> None:
         run(FakeEncoder(), [1e38])
 
 
+@pytest.mark.parametrize(
+    "lrs, said",
+    [
+        ([1e-7, 1e-2], "the largest of --lrs, 0.01, does best; larger ones may do better"),
+        ([1e-2, 1e38], "the smallest of --lrs, 0.01, does best; smaller ones may do better"),
+        ([1e-7, 1e-2, 1e38], None),
+        ([1e-2], None),
+    ],
+)
+def test_a_rate_at_the_edge_of_those_given_is_said(
+    lrs: list[float], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(FakeEncoder(), lrs, quiet=False).settings["lr"] == 1e-2
+    told = capsys.readouterr().err
+    assert said in told if said else "may do better" not in told
+
+
 def test_layers_get_their_own_rates() -> None:
     classifier = Classifier(Layers(), 16, 4, seed=0)
     names = {id(p): n for n, p in classifier.named_parameters()}

@@ -341,6 +341,9 @@ def finetune(
     if choices and not finite:
         raise UserError(f"{what}: the loss is not finite at any of {LR_OPTION} {lrs}; give smaller ones.")
     best = max(finite, key=lambda i: scores[i]) if choices else 0
+    if choices and best in (0, choices - 1):
+        where, others = ("smallest", "smaller") if best == 0 else ("largest", "larger")
+        say(f"{what}: the {where} of {LR_OPTION}, {lrs[best]}, does best; {others} ones may do better", quiet)
     final = tuning.classifier(device)
     try:
         training = tuning.fit(run, final, all_rows, lrs[best], told)
