@@ -371,8 +371,8 @@ class EvaluateConfig(Distributed):
     )
     whiten: tuple[float, ...] = method(
         (0.0,),
-        "knn: powers that validation chooses from; the features' principal axes are scaled by their deviation to minus "
-        "that: 0 leaves features as they are, 1 makes axes alike (ours)",
+        "knn: powers that validation chooses from; features are centred and their principal axes scaled by their "
+        "deviation to minus that: 0 leaves features as they are, 1 makes axes alike (ours)",
         at_least=0,
         at_most=1,
     )

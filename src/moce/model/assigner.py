@@ -36,6 +36,7 @@ from moce.model.weights import (
 )
 
 KIND = "assigner"
+KIND_SCALED = "assigner of scaled features"  # so that whoever does not know of scaling refuses the file
 TENSORS = ("centroids", "potentials", "mean", "cosine_quantiles", "sizes")
 SCALING = "scaling"  # only in files of clusters of scaled features
 ENCODER = "encoder."
@@ -145,7 +146,7 @@ class Assigner:
         """Write the file that is all one needs to assign pictures."""
         header = {
             **model_header(self.encoder),
-            "kind": KIND,
+            "kind": KIND if self.scaling is None else KIND_SCALED,
             "eps": self.eps,
             "crop_pct": self.crop_pct,
             "pixel_mean": list(self.pixel_mean),
@@ -169,7 +170,7 @@ class Assigner:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} has a broken header ({error}); make the clusters again.") from None
-        if kind != KIND:
+        if kind not in (KIND, KIND_SCALED):
             raise UserError(f"{path} holds '{kind}', not the clusters of `moce cluster`.")
         content = read_tensors(path)
         try:

@@ -98,7 +98,8 @@ def embed_in_place(
 ) -> Embedding:
     """Subtract the mean of all pictures, of all processes, scale principal axes, and each picture to length 1.
 
-    An axis of deviation d is scaled by d to the power of -`whiten`: not at all for 0, to a deviation of 1 for 1.
+    An axis is scaled by its deviation, relative to the longest one's, to the power of -`whiten`: not at all for 0, all
+    to the deviation of the longest for 1 (model/whitening.py).
     Returns what it was done with.
     """
     total = torch.zeros(features.shape[1], dtype=torch.float64)

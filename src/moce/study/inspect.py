@@ -15,6 +15,7 @@ from moce.engine.progress import clock
 from moce.engine.runs import CONFIG, RESULT, RunInfo, read_run
 from moce.errors import UserError, did_you_mean
 from moce.images.prepared import Prepared, is_prepared, read_prepared
+from moce.model.assigner import KIND, KIND_SCALED
 from moce.model.weights import read_header, read_tensors, require_readable
 from moce.options import spelled_size
 from moce.stages.customize import kept_experts
@@ -115,7 +116,7 @@ def _tensors(path: Path) -> Found:
         if (path.parent / CHOICE).is_file() and path.name == "model.safetensors":
             return _folder(path.parent)
         raise
-    kinds = {"autoencoder": "model", "experts": "model", "assigner": "clusters"}
+    kinds = {"autoencoder": "model", "experts": "model", KIND: "clusters", KIND_SCALED: "clusters"}
     kind = kinds.get(header.get("kind", ""), header.get("kind"))
     if kind not in ("model", "clusters", "checkpoint", "thumbs", "patches"):
         raise UserError(f"{path} holds '{kind}', which this version of moce does not know.")

@@ -5,9 +5,9 @@ no val: the choice is made by leaving out one image of each class in turn (of mo
 one image of a class there is none: k is the smallest of the grid and C is 1, as in scikit-learn.
 
 Nearest neighbours: each of the k most similar training images (cosine s) votes for its class with weight exp(s / T).
-With `--whiten` w the principal axes of the features are first scaled by their deviation to the power of -w (0: features
-as they are), measured on the training images. Where images show several classes the score of a class is the weighted
-share of the neighbours that show it.
+With `--whiten` w the features are first centred and their principal axes scaled by their deviation to the power of -w,
+both measured on the training images (0: features as they are). Where images show several classes the score of a class
+is the weighted share of the neighbours that show it.
 Logistic regression: minimise over (W, b)
 
     1/n sum_i CE(W x_i + b, y_i)  +  1/(2 C n) |W|^2
