@@ -1,7 +1,9 @@
 """Whitening: principal axes made alike."""
 
+import pytest
 import torch
 
+from moce.model import whitening
 from moce.model.whitening import scaling_of, whitened
 
 
@@ -21,6 +23,16 @@ def test_axes_are_those_of_the_known_and_others_follow() -> None:
     covariance = alike.T @ alike / len(alike)
     assert torch.allclose(covariance, covariance[0, 0] * torch.eye(4, dtype=torch.float64), atol=1e-6)
     assert torch.allclose(others, alike[:3])
+
+
+def test_what_is_whitened_does_not_depend_on_how_much_is_read_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = torch.randn(100, 4, generator=torch.Generator().manual_seed(2)) + 3
+    whole = whitened(known, known[:30], 0.5)
+    monkeypatch.setattr(whitening, "ROWS", 7)
+    for one, part in zip(whole, whitened(known, known[:30], 0.5), strict=True):
+        assert torch.allclose(one, part, rtol=1e-12, atol=1e-12)
 
 
 def test_no_whitening_does_not_even_centre() -> None:

@@ -49,6 +49,23 @@ def test_other_options_of_evaluation_are_another_line(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_learning_rate_that_was_chosen_elsewhere_is_no_option_of_a_line() -> None:
+    arms, cells = [arm("MAE*"), arm("MoCE")], []
+    for one in arms:
+        for seed in (0, 1):
+            own = cell(one.name, "a", "11110000", seed, protocol="finetune")
+            own["study"]["options"] = {
+                "epochs": 2,
+                "lrs": [1e-3, 4e-3] if one == arms[0] and not seed else [4e-3],
+            }
+            cells.append(own)
+    tried = plan(arms, ["a"], lr_from="MAE*")
+    tried.protocols[:] = ["finetune"]
+    found = {(row["arm"], row["seed"]): row["evaluation"] for row in lines(tried, Progress(cells, []))}
+    assert found.pop(("MAE*", "0")) == '{"epochs": 2, "lrs": [0.001, 0.004]}'
+    assert list(found.values()) == ['{"epochs": 2}'] * 3  # MAE*'s later seed takes those of the first, too
+
+
 def test_lines_of_an_older_version_stay(tmp_path: Path) -> None:
     (new,) = lines(plan([arm("MAE*", [0])], ["a"], [0]), Progress([cell("MAE*", "a", "11110000")], []))
     old = {name: value for name, value in new.items() if name not in ("evaluation", "data")}

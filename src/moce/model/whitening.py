@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+ROWS = 8192  # at a time
 SHORTEST_AXIS = 1e-3  # of the longest
 NO_AXIS = (
     1e-5  # of the longest; what is shorter is rounding, or a direction in which no feature was seen to differ
@@ -33,11 +34,21 @@ def scaling_of(covariance: Float64[Tensor, "width width"], whiten: float) -> Flo
 def whitened(
     known: Float[Tensor, "images width"], others: Float[Tensor, "others width"], whiten: float
 ) -> tuple[Float[Tensor, "images width"], Float[Tensor, "others width"]]:
-    """Both less the mean of `known`, their axes scaled by the deviations of `known`; for 0 both as they are."""
+    """Both less the mean of `known`, their axes scaled by the deviations of `known`; for 0 both as they are.
+
+    In float64, of which nothing but the result is ever whole in memory.
+    """
     if not whiten:
         return known, others
-    known, others = known.double(), others.double()
-    mean = known.mean(dim=0)
-    centred = known - mean
-    scaling = scaling_of(centred.T @ centred / len(centred), whiten)
-    return centred @ scaling, (others - mean) @ scaling
+    parts = known.split(ROWS)
+    mean = sum((part.sum(dim=0, dtype=torch.float64) for part in parts), start=torch.zeros(())) / len(known)
+    products = sum(((own := part.double() - mean).T @ own for part in parts), start=torch.zeros(()))
+    scaling = scaling_of(products / len(known), whiten)
+
+    def scaled(features: Tensor) -> Tensor:
+        out = torch.empty(features.shape, dtype=torch.float64, device=features.device)
+        for part, row in zip(features.split(ROWS), out.split(ROWS), strict=True):
+            torch.matmul(part.double() - mean, scaling, out=row)
+        return out
+
+    return scaled(known), scaled(others)

@@ -21,7 +21,7 @@ from moce.engine.runs import CONFIG, RESULT, read_run
 from moce.errors import UserError
 from moce.study.cells import SPLITS
 from moce.study.lineage import leading_to
-from moce.study.plan import Arm, Plan, Stage, corpus, task_name
+from moce.study.plan import Arm, Cell, Plan, Stage, corpus, task_name
 from moce.study.runner import Progress
 from moce.verbs import resolve
 
@@ -65,8 +65,8 @@ def line(plan: Plan, arm: Arm, cells: list[dict[str, Any]], seed: int) -> dict[s
     if arm.selected_by is not None:
         options["selected_by"] = arm.selected_by.name
     evaluation = first["study"].get("options", {})
-    # The learning rate that another arm chose is each task's own, and no choice of this one.
-    chosen = ("lrs",) if plan.lr_from not in (None, arm.name) else ()
+    # A learning rate that was chosen elsewhere is each task's own, and no choice of this arm and seed.
+    chosen = ("lrs",) if plan.chooser(Cell(arm, first["task"], first["protocol"], seed)) is not None else ()
     values = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": (first.get("commit") or "")[:12],
