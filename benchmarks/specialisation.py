@@ -127,6 +127,11 @@ def main() -> None:
     model, header = load_model(info.path, device)
     if not isinstance(model, ExpertAutoencoder) or not isinstance(model.gate, ClusterGate):
         raise UserError(f"{given.run} has no gate that reads clusters: give a run of --gate cluster.")
+    if model.expert_shape.top_k != 1 or model.expert_shape.output_scale != "straight-through":
+        raise UserError(
+            f"{given.run} adds up several experts or scales what they give, so a sub-model has not one network for all "
+            "its pictures; give a run of --top-k 1 and --output-scale straight-through."
+        )
     labels, mine = trained_labels(given.run, clusters), compared(model, header)
     rivals = {path: open_rival(path, mine, clusters, device) for path in given.others}
     chosen_KL: Int64[Tensor, "clusters layers"] = model.gate.logits().argmax(dim=-1).T.cpu()

@@ -172,6 +172,15 @@ def test_runs_without_clusters_or_of_others_are_refused(measure: Measure, small_
         measure(other)
 
 
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"output_scale": "raw"}])
+def test_runs_whose_sub_models_are_no_slices_are_refused(
+    measure: Measure, trained: Callable[..., Path], options: dict[str, Any]
+) -> None:
+    run = trained("-".join(options), **options)
+    with pytest.raises(UserError, match="give a run of --top-k 1 and --output-scale straight-through"):
+        measure(run)
+
+
 def test_forced_choices_are_where_the_tokens_are(script: ModuleType) -> None:
     choice = script.Forced({3: 1}).choose(3, torch.empty(5, 2, 8, device="meta"))
     assert choice.expert_NC.device == choice.scale_NC.device == torch.device("meta")
