@@ -19,7 +19,7 @@ from moce.study.page.study import study_section
 from moce.study.pairs import CHANCE, stands_out
 from moce.study.plan import Arm, Cell, Plan, Stage, slug, task_name
 from moce.study.runner import Progress, estimate
-from moce.study.summary import summary
+from moce.study.summary import correlation, summary
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,11 @@ def test_gain_beside_fit() -> None:
     assert fit["spearman"]["mean_cosine"]["rho"] == pytest.approx(1)
     assert fit["spearman"]["entropy"] == {"rho": None, "p": None, "tasks": 4}
     assert "Spearman's rho -1.00 over 4 tasks" in markdown(found)
+
+
+def test_gains_that_differ_by_rounding_alone_have_the_same_rank() -> None:
+    x = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert correlation(x, [0.0, 4.6e-18, 0.1, 0.2, -0.1]) == correlation(x, [0.0, 0.0, 0.1, 0.2, -0.1])
 
 
 def test_a_study_without_any_cell_still_has_a_table() -> None:

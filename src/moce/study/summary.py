@@ -219,7 +219,11 @@ def fit_of(choices: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def correlation(x: list[float], y: list[float]) -> dict[str, Any]:
-    """Spearman's rank correlation; null where there are too few tasks or all are alike."""
+    """Spearman's rank correlation; null where there are too few tasks or all are alike.
+
+    What differs by rounding alone has the same rank.
+    """
+    x, y = ([round(value, 12) for value in own] for own in (x, y))
     if len(x) < LEAST or len(set(x)) == 1 or len(set(y)) == 1:
         return {"rho": None, "p": None, "tasks": len(x)}
     found = spearmanr(x, y)
