@@ -368,7 +368,17 @@ def test_what_can_never_be_measured_is_known_before_training(
     file.write_text(file.read_text().replace(*change))
     with pytest.raises(UserError, match=words):
         moce.study("compare", out=tmp_path / "out", config=file, quiet=True, device="cpu")
-    assert not list(tmp_path.glob("out/runs/*"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_are_not_there_are_known_before_anything_is_written(
+    small_runs: Any, tmp_path: Path
+) -> None:
+    file = settings(small_runs, tmp_path)
+    file.write_text(file.read_text().replace(str(small_runs.images), "photographs"))
+    with pytest.raises(UserError, match="There is no folder or file 'photographs'"):
+        moce.study("compare", out=tmp_path / "out", config=file, quiet=True, device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_of_another_kind_stays_as_it_is(study: Path) -> None:

@@ -230,7 +230,8 @@ def class_names(source: Source, where: str, split: str) -> list[str]:
     """The classes of a split; numbers where they have no names. UserError where there are no labels."""
     if source.labels is None:
         raise UserError(
-            f"The {split} split of {where} has no labels: it needs a sub-folder per class or a 'label' column."
+            f"The {split} split of {where} has no labels: it needs a sub-folder per class or a column 'label' of "
+            "whole numbers from 0."
         )
     if source.labels.min() < 0:
         raise UserError(f"The {split} split of {where} has pictures without a label (a number below 0).")

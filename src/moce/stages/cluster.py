@@ -102,7 +102,7 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
     model, header = load_model(dense_run.path, device)
     source = open_images(config.images, model.shape.channels)
     require_apart(source, config.out, below=False)
-    refuse_too_few(len(source), config)
+    refuse_too_few(len(source), config, "pictures")
     inputs = {"images": source.fingerprint(), "dense model": fingerprint(model)}
     inputs = with_bytes(inputs, source, "cluster", config, config.out)
     refuse_too_few(len(source) - len(survey(source, config.quiet).unreadable), config)
@@ -153,11 +153,11 @@ def cluster(config: ClusterConfig) -> dict[str, Any]:
         return run.finish({"verb": "cluster", "out": str(run.path), "seed": config.seed, **summary})
 
 
-def refuse_too_few(num_images: int, config: ClusterConfig) -> None:
+def refuse_too_few(num_images: int, config: ClusterConfig, what: str = "readable pictures") -> None:
     """UserError when there are more clusters than pictures."""
     if config.num_clusters > num_images:
         raise UserError(
-            f"--num-clusters {config.num_clusters} is more than the {num_images} readable pictures in "
+            f"--num-clusters {config.num_clusters} is more than the {num_images} {what} in "
             f"'{config.images}'; ask for at most {num_images}, or better a tenth of that."
         )
 

@@ -12,6 +12,7 @@ is chosen on its validation pictures, and the test pictures say what that is wor
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from moce.images.sampler import Order
 from moce.images.sources import Source, open_images
 from moce.images.subset import classes_uri, of_classes
 from moce.study.bars import write_svg
-from moce.study.outcome import finish, prepare
+from moce.study.outcome import finish
 from moce.study.pairs import Pair
 from moce.study.plan import Arm, Plan, Stage, slug
 from moce.study.runner import Progress
@@ -132,8 +133,7 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     settings = read_settings(config.config, DEFAULTS, OWN_KEYS)
     pictures, equal = halved(settings), equal_of(settings)
     plan = plan_of(config, settings, pictures)
-    prepare(plan.out, config)
-    write_halves(plan.out, pictures)
+    require_same_halves(plan.out, pictures)
 
     def more(plan: Plan, progress: Progress, result: dict[str, Any]) -> tuple[dict[str, Any], str]:
         found = transfer(plan, Measured(plan, progress.results), equal)
@@ -142,23 +142,33 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
             write_svg(chart, halves_chart(part))
         return {"halves": pictures.to_json(), "transfer": found}, halves_tables(found)
 
-    result = finish(plan, config, more)
+    result = finish(plan, config, more, partial(write_halves, plan.out, pictures))
     for part in result["transfer"]:
         say(f"{part['protocol']}, equal {part['equal']}: {verdict(part)}", config.quiet)
     return result
 
 
-def write_halves(out: Path, pictures: Halved) -> None:
-    """Write down the classes of both halves; UserError where others stand there, which runs may have been made of."""
-    for half in HALVES:
-        file, text = file_of(out, half), "".join(f"{name}\n" for name in pictures.classes[half])
+def require_same_halves(out: Path, pictures: Halved) -> None:
+    """UserError where other halves are written down, which runs may have been made of."""
+    for half, text in listed_halves(pictures).items():
+        file = file_of(out, half)
         if file.is_file() and file.read_text(encoding="utf-8") != text:
             raise UserError(
                 f"{file} names other classes than half {half} has by '{pictures.by}'; choose another --out for other "
                 "halves."
             )
-        with write_whole(file) as temporary:
+
+
+def write_halves(out: Path, pictures: Halved) -> None:
+    """Write down the classes of both halves."""
+    for half, text in listed_halves(pictures).items():
+        with write_whole(file_of(out, half)) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def listed_halves(pictures: Halved) -> dict[str, str]:
+    """The content of the file of each half: a class a line."""
+    return {half: "".join(f"{name}\n" for name in pictures.classes[half]) for half in HALVES}
 
 
 def transfer(plan: Plan, measured: Measured, equal: list[str]) -> list[dict[str, Any]]:

@@ -20,15 +20,22 @@ from moce.study.table import as_text
 More = Callable[[Plan, Progress, dict[str, Any]], tuple[dict[str, Any], str]]
 
 
-def finish(plan: Plan, config: StudyConfig, more: More | None = None) -> dict[str, Any]:
+def finish(
+    plan: Plan, config: StudyConfig, more: More | None = None, first: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Carry a plan out, write what it gives, and return the content of result.json.
 
     `more` gives what a study has beyond the tables, which it is shown: further keys of result.json, and a text at the
-    end of table.md.
+    end of table.md. `first` writes what must lie in the folder before anything is trained.
     """
+
+    def started() -> None:
+        begin(plan.out)
+        first()
+
     file = None if config.config is None else Path(config.config).read_text(encoding="utf-8")  # as it is now
     prepare(plan.out, config)
-    worker = carry_out(plan, config)
+    worker = carry_out(plan, config, started)
     with held(plan.out / ".locks" / "result"):  # of several processes, who looked last writes last
         progress = worker.progress()
         result = summary(plan, progress)
@@ -53,7 +60,7 @@ def require_none_failed(progress: Progress, plan: Plan) -> None:
 
 
 def prepare(out: Path, config: StudyConfig) -> None:
-    """The study's folder; UserError where it cannot be written or is something else."""
+    """UserError where the study's folder cannot be written or is something else; writes nothing."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder.")
     known = {"runs", "cells"}
@@ -68,6 +75,10 @@ def prepare(out: Path, config: StudyConfig) -> None:
         require_writable(config.tried)
         tried.read(Path(config.tried))
     tried.read(out / "tried.csv")
+
+
+def begin(out: Path) -> None:
+    """Make the study's folder, by which it is known as one."""
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ is passed over with its cells, a cell that it measures too, and the same command
 verb refuses is passed over as well, and told when the rest is done.
 """
 
+import glob
 import json
 import shutil
 import time
@@ -51,8 +52,10 @@ class Progress:
     seconds: float = 0.0
 
 
-def carry_out(plan: Plan, config: StudyConfig) -> "Worker":
+def carry_out(plan: Plan, config: StudyConfig, started: Callable[[], None]) -> "Worker":
     """Do as much as the budget allows; says first what there is to do.
+
+    `started` is called once it is known that the pictures, models and tasks are there, before anything is written.
 
     Raises UserError for a cell that cannot be read, and for what the verbs refuse.
     """
@@ -62,13 +65,24 @@ def carry_out(plan: Plan, config: StudyConfig) -> "Worker":
     worker = Worker(plan, cells, config, budget)
     worker.require_same()
     if config.budget_minutes != 0:
+        require_pictures(before.runs_left)
         require_measurable(plan, before.left)
+    started()
     try:
         for number, cell in enumerate(before.left, 1):
             worker.measure(cell, f"[{number}/{len(before.left)}]")
     except Spent:
         pass
     return worker
+
+
+def require_pictures(stages: list[Stage]) -> None:
+    """UserError where pictures of a run that is to be made are not there."""
+    from moce.images.sources import open_images
+
+    for uri in sorted({str(stage.options["images"]) for stage in stages if "images" in stage.options}):
+        if ":" not in uri and not glob.has_magic(uri) and not Path(uri).expanduser().exists():
+            open_images(uri)  # says so
 
 
 def require_measurable(plan: Plan, left: list[Cell]) -> None:

@@ -98,7 +98,7 @@ class Pictures:
         if labels is None:
             raise UserError(
                 f"'{source.uri}' has no labels, and an evaluation needs them; put the pictures of each class into a "
-                "folder of their own, or give a parquet file with a column 'label'."
+                "folder of their own, or give a parquet file with a column 'label' of whole numbers from 0."
             )
         self.source, self.encoder, self.device = source, encoder, device
         self.num_workers, self.quiet = num_workers_of(num_workers), quiet
