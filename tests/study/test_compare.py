@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -371,14 +372,26 @@ def test_what_can_never_be_measured_is_known_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("pictures", ["photographs", "photographs/*.parquet"])
 def test_pictures_that_are_not_there_are_known_before_anything_is_written(
-    small_runs: Any, tmp_path: Path
+    small_runs: Any, tmp_path: Path, pictures: str
 ) -> None:
     file = settings(small_runs, tmp_path)
-    file.write_text(file.read_text().replace(str(small_runs.images), "photographs"))
-    with pytest.raises(UserError, match="There is no folder or file 'photographs'"):
+    file.write_text(file.read_text().replace(str(small_runs.images), pictures))
+    with pytest.raises(
+        UserError, match=f"(There is no folder or file|No file matches) '{re.escape(pictures)}'"
+    ):
         moce.study("compare", out=tmp_path / "out", config=file, quiet=True, device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_the_pictures_what_is_trained_is_still_measured(small_runs: Any, tmp_path: Path) -> None:
+    ready = f'[[arms]]\nname = "MAE"\nmodel = "{small_runs.mae}"\n'
+    file = settings(small_runs, tmp_path, arms=MAE_STAR + ready)
+    file.write_text(file.read_text().replace(str(small_runs.images), "photographs"))
+    with pytest.raises(UserError, match=r"There is no folder or file 'photographs'.* has what could be made"):
+        moce.study("compare", out=tmp_path / "out", config=file, quiet=True, device="cpu")
+    assert read_json(tmp_path / "out" / "result.json")["cells"] == {"there": 2, "left": 2}
 
 
 def test_a_study_of_another_kind_stays_as_it_is(study: Path) -> None:

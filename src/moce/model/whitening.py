@@ -42,7 +42,10 @@ def whitened(
         return known, others
     parts = known.split(ROWS)
     mean = sum((part.sum(dim=0, dtype=torch.float64) for part in parts), start=torch.zeros(())) / len(known)
-    products = sum(((own := part.double() - mean).T @ own for part in parts), start=torch.zeros(()))
+    products = torch.zeros(known.shape[1], known.shape[1], dtype=torch.float64, device=known.device)
+    for part in parts:
+        centred = part.double() - mean
+        products += centred.T @ centred
     scaling = scaling_of(products / len(known), whiten)
 
     def scaled(features: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ def require_same_halves(out: Path, pictures: Halved) -> None:
 
 
 def write_halves(out: Path, pictures: Halved) -> None:
-    """Write down the classes of both halves."""
+    """Write down the classes of both halves; UserError where another process has written down others."""
+    require_same_halves(out, pictures)
     for half, text in listed_halves(pictures).items():
         with write_whole(file_of(out, half)) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -55,7 +55,8 @@ class Progress:
 def carry_out(plan: Plan, config: StudyConfig, started: Callable[[], None]) -> "Worker":
     """Do as much as the budget allows; says first what there is to do.
 
-    `started` is called once it is known that the pictures, models and tasks are there, before anything is written.
+    `started` is called before anything is written, once it is known that the models and tasks are there, and for some
+    cell the pictures, as far as a look at the disk tells.
 
     Raises UserError for a cell that cannot be read, and for what the verbs refuse.
     """
@@ -63,11 +64,11 @@ def carry_out(plan: Plan, config: StudyConfig, started: Callable[[], None]) -> "
     before = look(plan, cells, config.quiet)
     tell(plan, before, len(cells.stages()), config.quiet)
     worker = Worker(plan, cells, config, budget)
-    worker.require_same()
     if config.budget_minutes != 0:
-        require_pictures(before.runs_left)
+        require_pictures(before, cells)
         require_measurable(plan, before.left)
     started()
+    worker.require_same()
     try:
         for number, cell in enumerate(before.left, 1):
             worker.measure(cell, f"[{number}/{len(before.left)}]")
@@ -76,13 +77,25 @@ def carry_out(plan: Plan, config: StudyConfig, started: Callable[[], None]) -> "
     return worker
 
 
-def require_pictures(stages: list[Stage]) -> None:
-    """UserError where pictures of a run that is to be made are not there."""
+def require_pictures(found: Progress, cells: Cells) -> None:
+    """UserError where nothing is there, and nothing can be made for want of the pictures of every cell's runs."""
     from moce.images.sources import open_images
 
-    for uri in sorted({str(stage.options["images"]) for stage in stages if "images" in stage.options}):
-        if ":" not in uri and not glob.has_magic(uri) and not Path(uri).expanduser().exists():
-            open_images(uri)  # says so
+    lacking = {
+        s.path: uri for s in found.runs_left if (uri := s.options.get("images")) and not lies_there(str(uri))
+    }
+    if (
+        lacking
+        and not found.results
+        and all(any(s.path in lacking for s in cells.chain(c)) for c in found.left)
+    ):
+        open_images(str(next(iter(lacking.values()))))  # says so
+
+
+def lies_there(uri: str) -> bool:
+    """Whether a folder, file or glob of pictures is on this disk; True for what is no such thing."""
+    path = Path(uri).expanduser()
+    return ":" in uri or path.exists() or (glob.has_magic(uri) and bool(glob.glob(str(path), recursive=True)))
 
 
 def require_measurable(plan: Plan, left: list[Cell]) -> None:
