@@ -239,8 +239,12 @@ def test_grey_pictures_and_oblong_ones(tiny_folder: Path, tmp_path: Path) -> Non
 def test_more_clusters_than_pictures_is_refused_before_anything_is_written(
     dense: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="--num-clusters 25 is more than the 24 readable pictures"):
+    with pytest.raises(UserError, match="--num-clusters 25 is more than the 24 pictures"):
         cluster(dense, tmp_path / "out", str(tiny_folder), num_clusters=25)
+    damaged = shutil.copytree(tiny_folder, tmp_path / "damaged")
+    next(path for path in sorted(damaged.rglob("*")) if path.is_file()).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="--num-clusters 24 is more than the 23 readable pictures"):
+        cluster(dense, tmp_path / "out", str(damaged), num_clusters=24)
     assert not (tmp_path / "out").exists()
 
 
