@@ -40,10 +40,14 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def require_there(uri: str) -> None:
-    """UserError where `uri` is a plain path and nothing lies there; needs no library, so it can be asked at once."""
+    """UserError where `uri` is a path or glob and nothing lies there; needs no library, so it can be asked at once."""
     path = Path(uri).expanduser()
-    if ":" in uri or glob.has_magic(uri) or path.exists():
+    if ":" in uri or path.exists():
         return
+    if glob.has_magic(uri):
+        if glob.glob(str(path), recursive=True):
+            return
+        raise UserError(f"No file matches '{uri}'.")
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(f"There is no folder or file '{uri}'.{did_you_mean(path.name, beside)}")
 

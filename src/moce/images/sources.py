@@ -93,12 +93,10 @@ def open_images(uri: str, channels: int = 3) -> Source:
         return _tars(uri, channels)
     if path.is_file():
         return _open_file(uri, path, channels)
+    require_there(uri)
     if glob.has_magic(uri):
         found = sorted(glob.glob(str(path), recursive=True))
-        if not found:
-            raise UserError(f"No file matches '{uri}'.")
         return ParquetImages(uri, [Path(p) for p in found], channels)
-    require_there(uri)
     raise UserError(f"There is no folder or file '{uri}'.")
 
 

@@ -10,9 +10,7 @@ from torch import Tensor
 
 ROWS = 8192  # at a time
 SHORTEST_AXIS = 1e-3  # of the longest
-NO_AXIS = (
-    1e-5  # of the longest; what is shorter is rounding, or a direction in which no feature was seen to differ
-)
+NO_AXIS = 1e-5  # of the longest; what is shorter is rounding, or a direction in which no feature differs
 
 
 def scaling_of(covariance: Float64[Tensor, "width width"], whiten: float) -> Float64[Tensor, "width width"]:

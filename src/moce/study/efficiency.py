@@ -42,7 +42,7 @@ from moce.study.bench.turns import Row, Turns
 from moce.study.budget import Budget, Spent
 from moce.study.cells import fingerprints, read_measured
 from moce.study.efficiency_tables import cost_tables, markdown
-from moce.study.outcome import begin, prepare
+from moce.study.outcome import begin, require_place
 from moce.study.settings import read_toml
 from moce.verbs import resolve
 
@@ -117,7 +117,7 @@ def carry_out(config: StudyConfig) -> dict[str, Any]:
     """
     options = options_of(config)
     out = Path(config.out)
-    prepare(out, config)
+    require_place(out, config)
     begin(out)
     if config.seeds is not None:
         say("--seeds is not used: what is timed are steps, whose time no seed changes", config.quiet)

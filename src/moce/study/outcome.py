@@ -34,7 +34,7 @@ def finish(
         first()
 
     file = None if config.config is None else Path(config.config).read_text(encoding="utf-8")  # as it is now
-    prepare(plan.out, config)
+    require_place(plan.out, config)
     worker = carry_out(plan, config, started)
     with held(plan.out / ".locks" / "result"):  # of several processes, who looked last writes last
         progress = worker.progress()
@@ -59,7 +59,7 @@ def require_none_failed(progress: Progress, plan: Plan) -> None:
     raise UserError(f"{what}: {why}{more} {plan.out / RESULT} has what could be made.")
 
 
-def prepare(out: Path, config: StudyConfig) -> None:
+def require_place(out: Path, config: StudyConfig) -> None:
     """UserError where the study's folder cannot be written or is something else; writes nothing."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder.")

@@ -7,7 +7,6 @@ is passed over with its cells, a cell that it measures too, and the same command
 verb refuses is passed over as well, and told when the rest is done.
 """
 
-import glob
 import json
 import shutil
 import time
@@ -22,7 +21,7 @@ from moce import VERBS
 from moce.config import StudyConfig
 from moce.engine.files import sha256_of, write_json
 from moce.engine.progress import clock, say
-from moce.errors import Busy, UserError, counted
+from moce.errors import Busy, UserError, counted, require_there
 from moce.study.budget import Budget, Spent
 from moce.study.cells import (
     Cells,
@@ -79,23 +78,15 @@ def carry_out(plan: Plan, config: StudyConfig, started: Callable[[], None]) -> "
 
 def require_pictures(found: Progress, cells: Cells) -> None:
     """UserError where nothing is there, and nothing can be made for want of the pictures of every cell's runs."""
-    from moce.images.sources import open_images
-
-    lacking = {
-        s.path: uri for s in found.runs_left if (uri := s.options.get("images")) and not lies_there(str(uri))
-    }
-    if (
-        lacking
-        and not found.results
-        and all(any(s.path in lacking for s in cells.chain(c)) for c in found.left)
-    ):
-        open_images(str(next(iter(lacking.values()))))  # says so
-
-
-def lies_there(uri: str) -> bool:
-    """Whether a folder, file or glob of pictures is on this disk; True for what is no such thing."""
-    path = Path(uri).expanduser()
-    return ":" in uri or path.exists() or (glob.has_magic(uri) and bool(glob.glob(str(path), recursive=True)))
+    lacking: dict[str, UserError] = {}  # by run
+    for stage in found.runs_left:
+        try:
+            require_there(str(stage.options["images"]))
+        except UserError as error:
+            lacking[stage.path] = error
+    needed = (any(stage.path in lacking for stage in cells.chain(cell)) for cell in found.left)
+    if lacking and not found.results and all(needed):
+        raise next(iter(lacking.values()))
 
 
 def require_measurable(plan: Plan, left: list[Cell]) -> None:
